@@ -268,7 +268,7 @@ def _read_headers(source: Source, names: list[str]) -> tuple[tuple[SourceFile, .
             # Most tensors begin where the previous one ends. Sharing the int object saves 5 MB.
             begin = end if base + start == end else base + start
             end = base + stop
-            tensors[key] = Tensor(key, dtype, shape, name, begin, end)
+            tensors[key] = tuple.__new__(Tensor, (key, dtype, shape, name, begin, end))
     return tuple(files), tensors, warnings
 
 
@@ -281,7 +281,7 @@ def _check_total_headers(nbytes: int, tensors: int, where: str) -> None:
 
 def _check_index(weight_map: Mapping[str, str], tensors: Mapping[str, Tensor]) -> list[Finding]:
     """Compare index and headers. Raises IndexMismatch; entries that are known to be stale only give a finding."""
-    if weight_map == {name: tensor.file for name, tensor in tensors.items()}:
+    if len(weight_map) == len(tensors) and all(weight_map.get(name) == tensor[3] for name, tensor in tensors.items()):
         return []
     unindexed = [name for name in tensors if name not in weight_map]
     if unindexed:

@@ -35,11 +35,11 @@ class Names:
 
     def __init__(self, grammar: Grammar, specs: Specs, layers: int) -> None:
         self._grammar, self._specs, self._layers = grammar, specs, layers
+        self._places: dict[Stage, dict[str, tuple[Role, Part, int]]] = {stage: {} for stage in specs}
         self._prefixes = [(prefix, len(prefix), stage) for stage, prefix in grammar.prefixes.items()]
         self._plain = {stage: dict(self._suffixes(stage, routed=False)) for stage in specs}
         self._routed = {stage: dict(self._suffixes(stage, routed=True)) for stage in specs}
         self._spec = {(stage, spec.role): spec for stage, rows in specs.items() for spec in rows}
-        self._places: dict[tuple[Stage, str], tuple[Role, Part, int]] = {}
 
     def _suffixes(self, stage: Stage, routed: bool) -> Iterator[tuple[str, tuple[Role, Part]]]:
         words = self._grammar.parts
@@ -61,15 +61,14 @@ class Names:
             if name.startswith(prefix):
                 number, _, suffix = name[length:].partition(".")
                 layer = index_of(number)
-                return None if layer is None else self._in_layer(stage, layer, suffix)
+                if layer is None:
+                    return None
+                if layer >= self._layers and self._grammar.mtp_follows and stage is Stage.LAYER:
+                    stage, layer = Stage.MTP, layer - self._layers
+                place = self._places[stage].get(suffix) or self._find(stage, suffix)
+                return place and tuple.__new__(TensorName, (place[0], place[1], stage, layer, place[2]))
         found = self._plain[Stage.MODEL].get(name)
         return TensorName(*found, Stage.MODEL) if found else None
-
-    def _in_layer(self, stage: Stage, layer: int, suffix: str) -> TensorName | None:
-        if self._grammar.mtp_follows and stage is Stage.LAYER and layer >= self._layers:
-            stage, layer = Stage.MTP, layer - self._layers
-        place = self._places.get((stage, suffix)) or self._find(stage, suffix)
-        return place and tuple.__new__(TensorName, (place[0], place[1], stage, layer, place[2]))
 
     def _find(self, stage: Stage, suffix: str) -> tuple[Role, Part, int] | None:
         """Return role, part and expert for the name `suffix` within a layer or block, and cache them for the stage."""
@@ -84,7 +83,7 @@ class Names:
             found = words.get(suffix)
         if found is None:
             return None
-        self._places[stage, suffix] = (*found, expert)
+        self._places[stage][suffix] = (*found, expert)
         return (*found, expert)
 
     def unparse(self, parsed: TensorName) -> str:

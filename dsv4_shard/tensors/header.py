@@ -25,6 +25,7 @@ from dsv4_shard.errors import (
     TruncatedFile,
 )
 from dsv4_shard.limits import HEADER
+from dsv4_shard.tensors.header_scan import TensorInfo as TensorInfo
 from dsv4_shard.tensors.header_scan import scan
 from dsv4_shard.text.sanitize import short
 from dsv4_shard.text.strict_json import BadJson, DuplicateJsonKey, check_size, is_plain, parse_json
@@ -66,19 +67,6 @@ _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 _LFS_MAGIC = b"version https://git-lfs"
 
 _MAX_ELEMENTS = 2**63
-
-
-class TensorInfo(NamedTuple):
-    """One tensor's entry in a header: `shape` in elements, `[start, stop)` in bytes from the end of the header."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +148,7 @@ def _scan(raw: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]] | None:
         check_size(raw, HEADER)
     except BadJson:
         return None
-    found = scan(raw, DTYPE_BITS)
-    if found is None:
-        return None
-    entries, metadata = found
-    return {name: tuple.__new__(TensorInfo, entry) for name, entry in entries.items()}, metadata
+    return scan(raw, DTYPE_BITS)
 
 
 def _parse(raw: bytes, warnings: "_Warnings", name: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:

@@ -7,12 +7,10 @@ exactly what the JSON reader gives; whatever differs in a single byte, or breaks
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from dsv4_shard.text.strict_json import BadJson, parse_json
-
-Entry = tuple[str, tuple[int, ...], int, int]
-"""dtype, shape in elements, start and stop in bytes."""
 
 _NATURAL = "(?:0|[1-9][0-9]{0,17})"
 
@@ -23,13 +21,34 @@ _ENTRY = re.compile(
     rf'"data_offsets":\[({_NATURAL}),({_NATURAL})\]\}},'
 )
 
+_AROUND = len('"":{"dtype":"","shape":[],"data_offsets":[,]},')
+"""Bytes of an entry beside its groups."""
+
 _METADATA = re.compile(rf'\{{"__metadata__":(\{{"{_TEXT}*":"{_TEXT}*"(?:,"{_TEXT}*":"{_TEXT}*"){{0,100}}\}}),')
 """At most so many members: the matcher remembers each, and writers have one or two."""
 
 _MOST_ELEMENTS = 2**63
 
+_END = "]},"
 
-def scan(raw: bytes, bits: Mapping[str, int]) -> tuple[dict[str, Entry], dict[str, str]] | None:
+_BLOCK = 1 << 16
+"""Characters that are matched at a time: the groups of all entries would take four times the text's memory."""
+
+
+class TensorInfo(NamedTuple):
+    """One tensor's entry in a header: `shape` in elements, `[start, stop)` in bytes from the end of the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+
+def scan(raw: bytes, bits: Mapping[str, int]) -> tuple[dict[str, TensorInfo], dict[str, str]] | None:
     """Return the entries and the metadata of a header; None unless it is as the writer formats it, and valid.
 
     Args:
@@ -51,29 +70,38 @@ def scan(raw: bytes, bits: Mapping[str, int]) -> tuple[dict[str, Entry], dict[st
     return None if result is None or "__metadata__" in result else (result, metadata)
 
 
-def _checked(body: str, bits: Mapping[str, int]) -> dict[str, Entry] | None:
+def _checked(body: str, bits: Mapping[str, int]) -> dict[str, TensorInfo] | None:
     """Return the entries by name; None if one breaks a rule, a name comes twice, or there is anything between them."""
     kinds: dict[tuple[str, str], tuple[str, tuple[int, ...], int]] = {}
-    result: dict[str, Entry] = {}
-    end = 0
-    for found_at in _ENTRY.finditer(body):
-        if found_at.start() != end:
+    result: dict[str, TensorInfo] = {}
+    count = 0
+    for block in _blocks(body):
+        found = _ENTRY.findall(block)
+        if sum(map(len, map("".join, found))) + _AROUND * len(found) != len(block):
             return None
-        end = found_at.end()
-        name, dtype, sizes, first, last = found_at.groups()
-        kind = kinds.get((dtype, sizes))
-        if kind is None:
-            found = _kind(sizes, bits.get(dtype, 0))
-            if found is None:
+        count += len(found)
+        for name, dtype, sizes, first, last in found:
+            kind = kinds.get((dtype, sizes))
+            if kind is None:
+                known = _kind(sizes, bits.get(dtype, 0))
+                if known is None:
+                    return None
+                kind = kinds[dtype, sizes] = (dtype, *known)
+            start, stop = int(first), int(last)
+            if stop - start != kind[2]:
                 return None
-            kind = kinds[dtype, sizes] = (dtype, *found)
-        start, stop = int(first), int(last)
-        if stop - start != kind[2]:
-            return None
-        if name in result:
-            return None
-        result[name] = kind[0], kind[1], start, stop
-    return result if end == len(body) else None
+            result[name] = tuple.__new__(TensorInfo, (kind[0], kind[1], start, stop))
+    return result if len(result) == count else None
+
+
+def _blocks(body: str) -> Iterator[str]:
+    """Cut a text behind ends of entries. A block that ends within a name has something between its entries."""
+    start = 0
+    while start < len(body):
+        stop = body.find(_END, start + _BLOCK) + len(_END)
+        stop = len(body) if stop < len(_END) else stop
+        yield body[start:stop]
+        start = stop
 
 
 def _kind(sizes: str, bits: int) -> tuple[tuple[int, ...], int] | None:

@@ -7,6 +7,7 @@ product's name. A GPU that is not in the table can be given by its memory alone.
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from dsv4_shard.catalog.amount import bytes_of
 from dsv4_shard.errors import UnknownGpu, UsageError
@@ -145,16 +146,17 @@ def find_gpu(name: str) -> Gpu:
                      hint=f"{did_you_mean(name, GPUS)} `dsv4-shard gpus` lists them with their memory.")  # fmt: skip
 
 
-def gpus_called(name: str) -> list[Gpu]:
+@lru_cache(maxsize=1024)
+def gpus_called(name: str) -> tuple[Gpu, ...]:
     """Return the GPUs that a name fits, in whatever case and with or without maker and memory."""
     plain = name.strip().lower()
     titled = next((gpu for gpu in GPUS.values() if gpu.title.lower() == plain), GPUS.get(plain))
     if titled is not None:
-        return [titled]
+        return (titled,)
     words, memory = _words(plain)
     known = {**{gpu: gpu for gpu in GPUS}, **ALIASES}
     found = dict.fromkeys(gpu for alias, gpu in known.items() if words and words == _words(alias)[0])
-    return [GPUS[gpu] for gpu in found if memory is None or _is_sold_with(GPUS[gpu], int(memory))]
+    return tuple(GPUS[gpu] for gpu in found if memory is None or _is_sold_with(GPUS[gpu], int(memory)))
 
 
 def _words(name: str) -> tuple[list[str], str | None]:

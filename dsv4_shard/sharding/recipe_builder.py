@@ -164,6 +164,7 @@ class _Maker:
         self._spreads: dict[tuple[tuple[int, ...], _RankSpread], SliceMap] = {}
         self._narrowed: dict[tuple[int, tuple[int, int], int, int], SliceMap] = {}
         self._slots: dict[tuple[tuple[int, ...], ...], _Slots] = {}
+        self._parts: dict[tuple[int, str, tuple[int, ...]], list[int]] = {}
         self._infos: dict[TensorInfo, TensorInfo] = {}
         self._left_out: dict[str, str] = {}
         self._outputs: dict[FileKey, dict[str, _Output]] = {}
@@ -312,7 +313,10 @@ class _Maker:
         tensor = batch.tensors[0]
         if not self._in_parts or batch.kept.repeat > 1 or batch.where.part is not Part.WEIGHT:
             return [cut.rows]
-        return part_rows(cut.rows, tensor.dtype, tensor.shape)
+        key = (cut.rows, tensor.dtype, tensor.shape)
+        if key not in self._parts:
+            self._parts[key] = part_rows(*key)
+        return self._parts[key]
 
     def _pieces_of(self, batch: _Batch) -> tuple[int, ...]:
         """Bytes of each piece that a tensor of the batch adds to its output tensor on one rank."""

@@ -1,7 +1,10 @@
 """The fewest GPUs that hold a model: the number is right by brute force, and what was searched is said."""
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -11,13 +14,15 @@ from support.checkpoints.full_size import FLASH, PRO, PRO_FP8, PRO_NVFP4, V3, V4
 from support.command_line import root_of, run
 
 import dsv4_shard
-from dsv4_shard.catalog.gpus import GPUS, MIB
+from dsv4_shard.catalog.gpus import GPUS, MIB, Gpu, gpu_with
 from dsv4_shard.checkpoint import outside_layers
-from dsv4_shard.engines.deployment import Context, Request
+from dsv4_shard.engines.deployment import GPUS_PER_NODE, Context, Request
 from dsv4_shard.engines.registry import engine_for, serving
 from dsv4_shard.errors import ExitCode, UsageError
-from dsv4_shard.planning.choice import choose
+from dsv4_shard.planning.choice import Choice, choose
 from dsv4_shard.planning.fewest import Fewest, fewest
+from dsv4_shard.planning.layouts import layouts_on
+from dsv4_shard.planning.memory_documents import PlanTotals
 from dsv4_shard.planning.outcome import memory_of
 from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.planning.reach import EVERY_COUNT_TO, MOST_GPUS, bound_of, counts_from, say_counts
@@ -33,43 +38,65 @@ def found(model: str, engines: tuple[str, ...] | None = None, **asked: str) -> F
     return fewest(*inventory_of(model), Request(1, **asked), engines)  # type: ignore[arg-type]
 
 
+def alike(gpu: Gpu) -> str:
+    """The first known GPU of the same architecture and maker, and with as many per host: its rules are the same."""
+    kinds = {
+        name: (one.sm, one.unverified_family, one.title.partition(" ")[0], GPUS_PER_NODE.get(name))
+        for name, one in GPUS.items()
+    }
+    return next(name for name, kind in kinds.items() if kind == kinds[gpu.name])
+
+
+def choices(model: str, request: Request) -> Iterator[Choice]:
+    """What engines make of every combination of options that they have, on so many GPUs."""
+    inventory = outside_layers(inventory_of(model)[1])
+    for name in serving():
+        yield from (choose(inventory, one) for one in engine_for(name, inventory.family).requests(request))
+
+
 @cache
-def lightest(model: str, gpus: int, gpu: str) -> int | None:
-    """Bytes on the fullest GPU of the lightest layout, of every combination of options that an engine has."""
+def weighed(model: str, gpus: int, gpu: str) -> list[tuple[PlanTotals, Choice]]:
+    """What every combination of options that an engine's rules allow puts on a rank."""
     checkpoint, whole = inventory_of(model)
     inventory = outside_layers(whole)
-    nbytes = []
-    for name in serving():
-        engine = engine_for(name, inventory.family)
-        for request in engine.requests(Request(gpus, gpu=gpu)):
-            choice = choose(inventory, request)
-            if choice.feasible:
-                context = Context(inventory, choice.deployment)
-                totals = totals_of(list(loads(engine, context)), context, beyond_roles(checkpoint, engine, context))
-                nbytes.append(weights_of(totals, choice.deployment))
-    return min(nbytes, default=None)
+    found = []
+    for choice in choices(model, Request(gpus, gpu=gpu)):
+        if choice.feasible:
+            engine, context = (
+                engine_for(choice.deployment.engine, inventory.family),
+                Context(inventory, choice.deployment),
+            )
+            beyond = beyond_roles(checkpoint, engine, context)
+            found.append((totals_of(list(loads(engine, context)), context, beyond), choice))
+    return found
 
 
-def holds(model: str, gpus: int, asked: dict[str, str]) -> bool:
+def holds(model: str, gpus: int, gpu: Gpu, rules: str) -> bool:
     """Whether any combination of options that an engine has leaves room for KV cache beside its weights."""
-    checkpoint, whole = inventory_of(model)
-    inventory = outside_layers(whole)
-    for name in serving():
-        engine = engine_for(name, inventory.family)
-        for request in engine.requests(Request(gpus, **asked)):  # type: ignore[arg-type]
-            choice = choose(inventory, request)
-            if choice.feasible:
-                context = Context(inventory, choice.deployment)
-                totals = totals_of(list(loads(engine, context)), context, beyond_roles(checkpoint, engine, context))
-                memory = memory_of(context, weights_of(totals, choice.deployment), choice)
-                if memory is not None and memory.serves:
-                    return True
+    inventory = outside_layers(inventory_of(model)[1])
+    for totals, choice in weighed(model, gpus, rules):
+        context = Context(inventory, replace(choice.deployment, gpu=gpu))
+        memory = memory_of(context, weights_of(totals, choice.deployment), choice)
+        if memory is not None and memory.serves:
+            return True
     return False
 
 
-def brute_force(model: str, **asked: str) -> int | None:
+def brute_force(model: str, gpu: Gpu, rules: str) -> int | None:
     """The fewest GPUs by trying every number, up to COUNTS."""
-    return next((gpus for gpus in range(1, COUNTS) if holds(model, gpus, asked)), None)
+    return next((gpus for gpus in range(1, COUNTS) if holds(model, gpus, gpu, rules)), None)
+
+
+@pytest.mark.parametrize("gpu", [*(gpu for gpu in GPUS.values() if alike(gpu) != gpu.name), gpu_with("70GiB")],
+                         ids=attrgetter("name"))  # fmt: skip
+def test_rules_do_not_depend_on_the_memory_of_a_gpu(gpu: Gpu) -> None:
+    """So that brute force need try no combination again for each amount of memory."""
+    asked = Request(4, gpu=gpu.name) if gpu.name in GPUS else Request(4, gpu_memory=gpu.name)
+    others = choices(PRO, Request(4, gpu=alike(gpu) if gpu.name in GPUS else "h200"))
+    for choice, other in zip(choices(PRO, asked), others, strict=True):
+        assert choice.deployment.gpu == gpu
+        assert replace(choice.deployment, gpu=other.deployment.gpu) == other.deployment
+        assert choice.feasible == other.feasible
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -77,10 +104,14 @@ def brute_force(model: str, **asked: str) -> int | None:
 @given(st.data())
 def test_the_number_is_the_smallest_of_all_numbers(model: str, data: st.DataObject) -> None:
     """Memory is drawn around the weights of some layout, where one byte decides."""
-    near = [nbytes for gpus in range(1, COUNTS) if (nbytes := lightest(model, gpus, "h200")) is not None]
+    layouts = [
+        [weights_of(totals, one.deployment) for totals, one in weighed(model, gpus, "h200")]
+        for gpus in range(1, COUNTS)
+    ]
+    near = [min(nbytes) for nbytes in layouts if nbytes]
     mib = data.draw(st.sampled_from(near)) // MIB + data.draw(st.integers(-1, 2))
     (kind,) = found(model, gpu_memory=f"{mib}MiB").kinds
-    expected = brute_force(model, gpu_memory=f"{mib}MiB")
+    expected = brute_force(model, gpu_with(f"{mib}MiB"), "h200")
     assert kind.gpus == expected or (expected is None and (kind.gpus or MOST_GPUS) >= COUNTS)
 
 
@@ -88,7 +119,7 @@ def test_the_number_is_the_smallest_of_all_numbers(model: str, data: st.DataObje
 @pytest.mark.parametrize("gpu", GPUS)
 def test_each_known_gpu_has_the_smallest_number_and_a_command_that_plans_it(model: str, gpu: str) -> None:
     (kind,) = [kind for kind in found(model).kinds if kind.gpu == gpu]
-    expected = brute_force(model, gpu=gpu)
+    expected = brute_force(model, GPUS[gpu], alike(GPUS[gpu]))
     assert kind.gpus == expected or expected is None
     if kind.layout is not None:
         plan = make_plan(*inventory_of(model), kind.layout.request)
@@ -109,9 +140,9 @@ def test_no_layout_weighs_less_than_the_bound(model: str) -> None:
     for name in serving():
         bound = bound_of(inventory, Request(1, gpu="h200"), engine_for(name, inventory.family))
         for gpus in (1, 2, 3, 6, 8, 12, 16, 24, 64):
-            for layout in search(checkpoint, whole, Request(gpus, gpu="h200"), (name,)).layouts:
-                assert layout.weight_bytes >= bound.whole + bound.shared_out // gpus
-                assert bound.least_gpus(layout.weight_bytes + 1) <= gpus
+            for found in layouts_on(checkpoint, inventory, Request(gpus, gpu="h200"), (name,))[0]:
+                assert found.layout.weight_bytes >= bound.whole + bound.shared_out // gpus
+                assert bound.least_gpus(found.layout.weight_bytes + 1) <= gpus
 
 
 def test_all_engines_and_numbers_that_were_searched_are_said() -> None:

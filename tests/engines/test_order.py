@@ -131,15 +131,23 @@ def _refuses(rule: Rule) -> bool:
 
 def _converters_first_stop(model: str, ranks: int) -> str | None:
     """What `convert.py` asserts first: the experts, then every tensor of its files, by their names."""
-    document = config_of(model)
-    if document["n_routed_experts"] % ranks:
+    if config_of(model)["n_routed_experts"] % ranks:
         return "AssertionError: Number of experts must be divisible by model parallelism"
+    axes = (axis for axis, size in _converters_cuts(model) if size % ranks)
+    return next((f"AssertionError: Dimension {axis} must be divisible by {ranks}" for axis in axes), None)
+
+
+@cache
+def _converters_cuts(model: str) -> tuple[tuple[int, int], ...]:
+    """The axis that `convert.py` cuts, and its size: each pair once, in the order of files and names."""
+    document = config_of(model)
+    cuts: dict[tuple[int, int], None] = {}
     for _, tensors in sorted(by_file(expand(model), document).items()):
         for name in sorted(tensors):
             axis = _axis(name, document)
-            if axis is not None and tensors[name][1][axis] % ranks:
-                return f"AssertionError: Dimension {axis} must be divisible by {ranks}"
-    return None
+            if axis is not None:
+                cuts.setdefault((axis, tensors[name][1][axis]))
+    return tuple(cuts)
 
 
 def _axis(name: str, document: dict[str, Any]) -> int | None:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from dsv4_shard.errors import WriteFailed
-from dsv4_shard.storage.linux_io import MAX_CALL_BYTES, UncachedFile
+from dsv4_shard.storage.linux_io import WRITE_BYTES, UncachedFile
 
 
 class StagedFile:
@@ -19,8 +19,9 @@ class StagedFile:
         """Write all of `data` at byte `offset`, with as many calls as needed. Raises WriteFailed with the offset."""
         done = 0
         while done < len(data):
+            room = WRITE_BYTES - (offset + done) % WRITE_BYTES
             try:
-                done += self._uncached.write(data[done : done + MAX_CALL_BYTES], offset + done)
+                done += self._uncached.write(data[done : done + room], offset + done)
             except OSError as error:
                 raise WriteFailed(f"{self.path}: write at byte {offset + done} failed: {error.strerror}") from error
 

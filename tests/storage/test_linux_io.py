@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsv4_shard.storage.linux_io import RWF_DONTCACHE, UncachedFile
+from dsv4_shard.storage.linux_io import RWF_DONTCACHE, WRITE_BYTES, UncachedFile
+from dsv4_shard.storage.staged_file import StagedFile
 
 CONTENT = os.urandom(1_000_003)
 
@@ -73,6 +74,26 @@ def test_bytes_at_any_place_are_written_and_read(data: st.DataObject, tmp_path_f
             file.flush()
     os.close(fd)
     assert path.read_bytes() == expected
+
+
+@pytest.mark.parametrize("offset", [0, 100, WRITE_BYTES - 1])
+def test_long_pieces_are_written_in_short_calls_that_end_between_pages(
+    offset: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, int]] = []
+    real = os.pwritev
+
+    def pwritev(fd: int, buffers: list[memoryview], at: int) -> int:
+        count = real(fd, buffers, at)
+        calls.append((at, at + count))
+        return count
+
+    monkeypatch.setattr(os, "pwritev", pwritev)
+    with (tmp_path / "file").open("wb") as file:
+        StagedFile(file.fileno(), tmp_path / "file").write(offset, memoryview(CONTENT))
+    assert (tmp_path / "file").read_bytes() == bytes(offset) + CONTENT
+    assert all(stop - start <= WRITE_BYTES for start, stop in calls)
+    assert all(stop % WRITE_BYTES == 0 for _, stop in calls[:-1])
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EINVAL])

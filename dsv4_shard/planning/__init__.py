@@ -6,7 +6,7 @@ from dsv4_shard.planning.compare import Difference, PlacementDifference, PlanCom
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.earlier_plans import request_from_1
 from dsv4_shard.planning.fewest import Fewest, fewest_for
-from dsv4_shard.planning.launch_documents import PlanLaunch, PlanWay
+from dsv4_shard.planning.launch_documents import BY_PLAN, PlanLaunch, PlanWay
 from dsv4_shard.planning.layout_documents import PlanModule
 from dsv4_shard.planning.memory_documents import PlanCache, PlanHost, PlanMemory, PlanTotals
 from dsv4_shard.planning.nearby import nearest
@@ -28,6 +28,7 @@ from dsv4_shard.planning.verdict_documents import PlanBreach, PlanChange
 from dsv4_shard.planning.weights import beyond_roles, loads
 
 __all__ = [
+    "BY_PLAN",
     "MEMORY_RULE",
     "BlockCut",
     "BlockGrid",

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from dsv4_shard.engines import Command, Launch, commands_of, on_every_node, settings_of
+from dsv4_shard.engines import Command, Launch, commands_of, on_every_node
 from dsv4_shard.text.document import Document
 from dsv4_shard.text.units import size
 
@@ -72,6 +72,10 @@ class PlanLaunch(Document):
         )
 
 
+BY_PLAN: Literal["checkpoint by plan"] = "checkpoint by plan"
+"""The way to serve in which the plugin makes a rank's parameters from the checkpoint."""
+
+
 class PlanWay(Document):
     """A way to serve: what the engine loads, how that is made, and how the engine starts.
 
@@ -92,21 +96,11 @@ class PlanWay(Document):
             case "checkpoint":
                 way = "Serve the checkpoint as it is"
             case "checkpoint by plan":
-                way = f"{'Load' if is_first else 'Or load'} it by the plan, without shards on disk"
+                way = f"{'Load' if is_first else 'Or load'} it by plan, without shards"
             case _:
                 serve = " and serve them" if self.launch.commands else ""
                 way = f"{'Write' if is_first else 'Or write'} {self.serves}{serve}"
         return f"{way}: each node reads {size(self.node_bytes)}"
-
-    def added_to(self, other: "PlanWay") -> str | None:
-        """Return the options that this way's command has beyond another's; None if more than that differs."""
-        own, theirs = self.launch.program, other.launch.program
-        if own is None or theirs is None or self.launch.environment != other.launch.environment:
-            return None
-        more = {name: value for name, value in own.options.items() if name not in theirs.options}
-        if own.program != theirs.program or own.options != theirs.options | more:
-            return None
-        return " ".join(settings_of(more))
 
 
 NO_LAUNCH = PlanLaunch(

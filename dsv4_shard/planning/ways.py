@@ -10,7 +10,7 @@ from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.engines import Launch, Options
 from dsv4_shard.models import NATIVE
 from dsv4_shard.planning.host_memory import direct_node_bytes, node_bytes
-from dsv4_shard.planning.launch_documents import PlanLaunch, PlanWay
+from dsv4_shard.planning.launch_documents import BY_PLAN, PlanLaunch, PlanWay
 from dsv4_shard.planning.outcome import LayoutOutcome
 
 
@@ -46,7 +46,7 @@ def ways_of(checkpoint: Checkpoint, outcome: LayoutOutcome, label: str, shards: 
             )
     if shards is not None and engine.loads_plans:
         yield PlanWay(
-            serves="checkpoint by plan",
+            serves=BY_PLAN,
             node_bytes=direct_node_bytes(context, outcome.loads),
             prepare=None,
             launch=PlanLaunch.of(

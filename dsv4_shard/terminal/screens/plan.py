@@ -12,9 +12,9 @@ from rich.text import Text
 from dsv4_shard.catalog.gpus import counted_gpus
 from dsv4_shard.engines import FIRST_NODE, Verdict
 from dsv4_shard.models import Module
-from dsv4_shard.planning import MEMORY_RULE, broken_grids
+from dsv4_shard.planning import BY_PLAN, MEMORY_RULE, broken_grids
 from dsv4_shard.terminal.screens.block_picture import show_broken
-from dsv4_shard.terminal.screens.plan_details import show_details
+from dsv4_shard.terminal.screens.plan_details import PLUGIN, show_details
 from dsv4_shard.terminal.shell_commands import to_copy
 from dsv4_shard.terminal.text import heading, item, named, paragraph, title
 from dsv4_shard.text.sanitize import clean
@@ -121,21 +121,19 @@ def _show_ways(console: Console, plan: "Plan", plan_file: str | None) -> None:
     console.print()
     if plan.unwritten and plan.ways:
         item(console, f"no shards can be written: {plan.unwritten}", "yellow", indent=0)
-    is_said = has_plugin = False
+    is_said = False
     for number, way in enumerate(plan.ways):
+        if way.serves == BY_PLAN:
+            title(console, f"{way.title(is_first=number == 0)} (--details)")
+            continue
         title(console, way.title(is_first=number == 0))
         if way.prepare is not None:
             written = f"dsv4-shard reshard {shlex.quote(plan.source.label)} {shlex.quote(str(plan.out))}"
             to_copy(console, way.prepare if plan_file is None else f"{written} --plan {shlex.quote(plan_file)}")
-        if way.launch.needs_plugin and not has_plugin:
-            has_plugin = True
-            item(console, "pip install dsv4-shard   # in the engine's environment on every node")
+        if way.launch.needs_plugin:
+            item(console, PLUGIN)
         is_said = is_said or show_nodes(console, *way.launch.on_every_node)
-        added = way.added_to(plan.ways[number - 1]) if way.serves == "checkpoint by plan" and number else None
-        if added is None:
-            _show_command(console, way)
-        else:
-            item(console, f"add to that command, with the plan from -o plan.json: {added}")
+        _show_command(console, way)
         if plan.losses and way.serves == "checkpoint" and way.launch.draft_options:
             item(console, f"# with {plan.losses[0].part}, add {way.launch.draft_options}")
 

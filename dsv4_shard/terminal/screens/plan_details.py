@@ -1,12 +1,13 @@
 """Prints the details of a plan: placement, blocks, bytes per GPU, and the options of the draft model."""
 
+import shlex
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from dsv4_shard.engines import Replicate, find_engine
 from dsv4_shard.models import Module
-from dsv4_shard.planning import shared_grid
+from dsv4_shard.planning import BY_PLAN, options_of, shared_grid
 from dsv4_shard.terminal.screens.block_picture import show_placed
 from dsv4_shard.terminal.shell_commands import to_copy
 from dsv4_shard.terminal.tables import Table
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from dsv4_shard.planning import Plan, PlanModule
 
 _WHOLE = str(Replicate())
+
+PLUGIN = "pip install dsv4-shard   # in the engine's environment on every node"
+"""What the loader of shards, and of checkpoints by plan, needs."""
 
 
 def show_details(console: Console, plan: "Plan", more_notes: tuple[str, ...] = ()) -> None:
@@ -47,7 +51,14 @@ def show_details(console: Console, plan: "Plan", more_notes: tuple[str, ...] = (
         heading(console, "Addition order")
         item(console, plan.shared_expert_addition)
     for way in plan.ways:
-        if way.launch.draft_options and way.serves != "checkpoint by plan":  # as the checkpoint
+        if way.serves == BY_PLAN:
+            heading(console, "To load the checkpoint by plan")
+            to_copy(
+                console, f"dsv4-shard plan {shlex.quote(plan.source.label)} {options_of(plan.request)} -o plan.json"
+            )
+            item(console, PLUGIN)
+            to_copy(console, way.launch.on_every_node[0])
+        elif way.launch.draft_options:
             heading(console, f"To serve the draft model with the {way.serves}, add")
             to_copy(console, way.launch.draft_options)
 

@@ -79,12 +79,11 @@ def way_out(model: KnownModel, request: Request) -> WayOut:
 
 def _notes(outcome: LayoutOutcome) -> Iterator[str]:
     """Yield the changes that a layout needs, and its memory; or what speaks against it, and what its bytes rest on."""
-    if outcome.runs:
+    if not outcome.breaches:
         yield from map(str, outcome.changes)
         if outcome.memory is not None:
             yield say_memory(outcome.memory.weights, outcome.memory.gpu, outcome.memory.capacity)
         yield from outcome.engine.notes(outcome.context)
-        return
     yield from dict.fromkeys(map(str, outcome.breaches))
     assumption = outcome.engine.assumption(outcome.context, is_known=outcome.choice.feasible)
     if outcome.weights is not None and assumption is not None:

@@ -520,7 +520,7 @@ def _result_tensors(trial: Trial, beyond: int) -> object:
 def test_a_file_that_could_not_be_read_is_not_written() -> None:
     header, placed = build_header({f"{n:x}": ("U8", (0,)) for n in range(limits.HEADER.count // 7 + 1)})
     with pytest.raises(
-        errors.CheckpointTooLarge, match=r"a\.safetensors, if it were written, could not be read: .* va"
+        errors.CheckpointTooLarge, match=r"a\.safetensors, if it were written, would not be readable: .* va"
     ):
         Recipe((OutputFile("a.safetensors", (0,), header, placed, {}),), (), (), {})
 

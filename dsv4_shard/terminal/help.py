@@ -51,7 +51,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     "plan": (
         ("A layout, and the plan as a file for reshard", "DeepSeek-V4-Pro --tp 16 --gpu h20-96 -o plan.json"),
-        ("Every layout on 16 GPUs, fewest bytes per GPU first", "DeepSeek-V4-Pro --gpus 16 --gpu h20-96"),
+        ("Every layout on 16 GPUs, fewest bytes first", "DeepSeek-V4-Pro --gpus 16 --gpu h20-96"),
         ("The same of two engines only", "DeepSeek-V4-Pro --gpus 16 --engine sglang,vllm"),
         ("Another engine, then what differs", "DeepSeek-V4-Pro --tp 16 --engine vllm -o vllm.json"),
         ("", "--compare plan.json vllm.json"),

@@ -20,7 +20,7 @@ class Case:
 
     `variant` is a key of `tiny.VARIANTS`, `runner` the MoE backend as the engine calls it (`auto`: its own choice),
     `dp` SGLang's attention DP. `shared` is whole or split; vLLM leaves no choice (`auto`). `draft` looks at the MTP
-    model instead of the target.
+    model instead of the target. `dp_lm_head` is SGLang's option of that name.
     """
 
     engine: str
@@ -33,6 +33,7 @@ class Case:
     a2a: str | None = None
     draft: bool = False
     sm: int = 90
+    dp_lm_head: bool = False
 
     @property
     def name(self) -> str:
@@ -42,6 +43,7 @@ class Case:
         words += [f"dp{self.dp}"] if self.dp > 1 else []
         words += [self.shared] if self.shared != "auto" else []
         words += [self.a2a] if self.a2a else []
+        words += ["dphead"] if self.dp_lm_head else []
         words += ["draft"] if self.draft else []
         return "-".join([*words, f"sm{self.sm}"])
 
@@ -51,7 +53,7 @@ class Case:
 
         Of 4, rank 1 tells blocks of ranks from strides; of 8, rank 3 is the last that has one of 4 blocks.
         """
-        return {1: (0,), 2: (0, 1), 4: (0, 1, 3), 8: (0, 3, 7)}[self.tp]
+        return {1: (0,), 2: (0, 1), 3: (0, 1, 2), 4: (0, 1, 3), 8: (0, 3, 7)}[self.tp]
 
     @property
     def fp8_experts(self) -> bool:
@@ -69,6 +71,7 @@ class Case:
             "a2a": self.a2a,
             "shared_experts": self.shared,
             "gpu": GPU_OF_SM[self.sm],
+            "dp_lm_head": self.dp_lm_head,
         }
 
     @property
@@ -124,6 +127,20 @@ def _sglang() -> Iterator[Case]:
             yield Case("sglang", variant, "triton", 2, shared="split", draft=draft)
     yield Case("sglang", "fp8", "deep_gemm", 2, shared="split")
     yield Case("sglang", "fp8", "deep_gemm", 2, ep=2, shared="whole")
+    for variant, runner, tp, ep, dp, shared, a2a in (
+        ("fp4", "marlin", 4, 1, 2, "split", None),
+        ("fp4", "marlin", 2, 2, 2, "whole", None),
+        ("fp8", "triton", 4, 2, 4, "whole", None),
+        ("fp4", "auto", 4, 4, 4, "whole", "deepep"),
+        ("fp4", "marlin", 2, 1, 1, "split", None),
+    ):
+        yield Case("sglang", variant, runner, tp, ep, dp, shared, a2a, dp_lm_head=True)
+    for draft in (False, True):
+        yield Case("sglang", "fp4-vocab", "marlin", 2, shared="split", draft=draft)
+    yield Case("sglang", "fp8-vocab", "triton", 4, 4, 2, "whole")
+    yield Case("sglang", "fp4-vocab", "marlin", 2, 2, 2, "whole", dp_lm_head=True)
+    for dp_lm_head in (False, True):
+        yield Case("sglang", "fp4-thirds", "auto", 3, 3, 3, "whole", "deepep", dp_lm_head=dp_lm_head)
     # as V4-Pro at TP 16: one and a half blocks a rank
     for draft in (False, True):
         yield Case("sglang", "fp4-odd", "marlin", 2, shared="whole", draft=draft)
@@ -156,6 +173,8 @@ def _vllm() -> Iterator[Case]:
         yield Case("vllm", "fp4-odd", "auto", tp, ep, draft=draft)
     for runner in ("marlin", "flashinfer_cutlass", "triton_unfused"):
         yield Case("vllm", "fp4-odd", runner, 2)
+    for tp, draft in ((1, False), (4, False), (4, True)):
+        yield Case("vllm", "fp4-vocab", "auto", tp, draft=draft)
     yield Case("vllm", "fp4-odd", "triton_unfused", 4)
     yield Case("vllm", "fp4-odd", "triton_unfused", 2, 2)
     for runner in ("auto", "flashinfer_trtllm", "deep_gemm"):

@@ -68,6 +68,7 @@ def reshard_case(case: Case, work: Path) -> list[str]:
     for key, option in _OPTIONS.items():
         if request[key] is not None:
             command += [option, str(request[key])]
+    command += ["--dp-lm-head"] if case.dp_lm_head else []
     done = subprocess.run(command, capture_output=True, text=True)
     return [f"dsv4-shard ended with {done.returncode}: {done.stderr.strip()}"] if done.returncode else []
 

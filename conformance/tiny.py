@@ -54,6 +54,8 @@ class Variant(NamedTuple):
     scales: str = "F8_E8M0"
     o_a: str = "FP8"
     intermediate: int = 512
+    vocab: int = 512
+    experts: int = 8
 
 
 _STORED = {
@@ -69,11 +71,23 @@ VARIANTS: dict[str, Variant] = _STORED | {
 }
 """`odd`: an intermediate size of 3 blocks of 128, which TP 2 cuts into one and a half, as TP 16 does V4-Pro's 24."""
 
+VARIANTS |= {
+    "fp4-vocab": Variant("fp4", vocab=500),
+    "fp8-vocab": Variant(None, o_a="BF16", vocab=500),
+    "fp4-thirds": Variant("fp4", experts=9),
+}
+"""A vocabulary of no whole 64 rows; experts for TP 3, over which 512 rows are padded to 576, as TP 12 does V4-Pro's."""
+
 
 def config_of(variant: str) -> dict[str, Any]:
     """config.json of a variant."""
     made = VARIANTS[variant]
-    document = CONFIG | {"moe_intermediate_size": made.intermediate, "expert_dtype": made.expert_dtype}
+    document = CONFIG | {
+        "moe_intermediate_size": made.intermediate,
+        "expert_dtype": made.expert_dtype,
+        "vocab_size": made.vocab,
+        "n_routed_experts": made.experts,
+    }
     return {key: value for key, value in document.items() if value is not None}
 
 

@@ -14,6 +14,7 @@ _TP = Case("sglang", "fp4", "marlin", 2, shared="split")
 _EP = Case("sglang", "fp4", "marlin", 2, ep=2, shared="whole")
 _DP = Case("sglang", "fp4", "marlin", 2, ep=2, dp=2, shared="whole")
 _FOUR = Case("sglang", "fp4", "marlin", 4, ep=2, shared="whole")
+_DP_HEAD = Case("sglang", "fp4", "marlin", 2, ep=2, dp=2, shared="whole", dp_lm_head=True)
 _DRAFT = Case("sglang", "fp4", "marlin", 2, ep=2, shared="whole", draft=True)
 _FP8 = Case("sglang", "fp8", "triton", 2, ep=2, shared="whole")
 
@@ -78,6 +79,7 @@ def _loaded() -> Iterator[Variation]:
     yield Variation("eplb", _DP, options={"enable_eplb": True})
     yield Variation("draft-beside-moved-target", _DRAFT, options=_at(_REVERSED))
     yield Variation("draft-beside-redundant-target", _DRAFT, options={"ep_num_redundant_experts": 2})
+    yield Variation("head-without-attention-dp", _EP, options={"enable_dp_lm_head": True})
     yield Variation("decode-cp", _TP, options={"dcp_size": 2})
     yield Variation("dense-tp-1", _EP, options={"moe_dense_tp_size": 1})
     yield Variation("fp32-head", _EP, options={"enable_fp32_lm_head": True})
@@ -115,6 +117,10 @@ def _refused() -> Iterator[Variation]:
     yield Variation("tp", _EP, "tp: the files are for 2, found 4: start SGLang as", {"tp_size": 4, "ep_size": 4})
     yield Variation("ep", _EP, "ep: the files are for 2, found 1", {"ep_size": 1})
     yield Variation("attention-dp", _EP, "attention_dp: the files are for 1, found 2", {"attn_dp_size": 2})
+    head = "lm_head: the files are for {}, found {}: start SGLang as"
+    yield Variation("head-over-attention-tp", _DP, head.format("TP", "attention TP"), {"enable_dp_lm_head": True})
+    yield Variation("head-over-tp", _DP_HEAD, head.format("attention TP", "TP"), {"enable_dp_lm_head": False})
+    yield Variation("dwdp", _DP, head.format("TP", "attention TP"), {"dwdp_size": 2})
     yield from _refused_by_kernel()
     yield from _refused_by_shape()
     for version in ("0.5.24", "0.5.22", "0.5.23.post1", "0.5.24.dev3+gacee17e", "0.0.0.dev0"):
@@ -141,8 +147,6 @@ def _refused_by_kernel() -> Iterator[Variation]:
 def _refused_by_shape() -> Iterator[Variation]:
     """No fact of the table: a name, shape, dtype or place in memory shows it."""
     shape = r"{} is .* in the file, .* in the model"
-    yield Variation("head-attention-tp", _DP, shape.format("lm_head.weight"), {"enable_dp_lm_head": True})
-    yield Variation("dwdp", _DP, shape.format("lm_head.weight"), {"dwdp_size": 2})
     yield Variation("float16", _EP, shape.format(".*layernorm.weight"), {"dtype": "float16"})
     yield Variation("split", _EP, shape.format(".*shared_experts.*"), variables={"SGLANG_SHARED_EXPERT_TP1": "0"})
     yield Variation("fp8-experts", _EP, "moe_runner: .* found Fp8MoEMethod", variables={"SGLANG_DSV4_FP4_EXPERTS": "0"})

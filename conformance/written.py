@@ -23,6 +23,9 @@ _SHARED_WITH_TARGET = re.compile(r"(.*\.)?(?P<role>shared_head\.head|embed_token
 """Parameters of a draft model in vLLM that no checkpoint has, and that its stock loader wants in files."""
 
 _SOURCE_OF = {"shared_head.head": "head.weight", "embed_tokens": "embed.weight"}
+_VOCAB_UNIT = 64
+"""vLLM pads the vocabulary with zeros to a multiple of this number of rows."""
+
 _HEADER_LENGTH = struct.Struct("<Q")
 
 
@@ -55,8 +58,10 @@ def _rows(checkpoint: Path, parameter: str, rank: int, tp: int) -> Param:
     name = _SOURCE_OF[match["role"]]
     index = json.loads((checkpoint / "model.safetensors.index.json").read_text())
     (dtype, shape), data = read_file(checkpoint / index["weight_map"][name])[name]
-    size = len(data) // tp
-    return dtype, [shape[0] // tp, *shape[1:]], _digest(data[rank * size : (rank + 1) * size])
+    rows = -(-shape[0] // _VOCAB_UNIT) * _VOCAB_UNIT // tp
+    size = rows * len(data) // shape[0]
+    own = bytes(data[rank * size : (rank + 1) * size]).ljust(size, b"\0")
+    return dtype, [rows, *shape[1:]], _digest(own)
 
 
 def read_rank(folder: Path, rank: int) -> Params:

@@ -94,6 +94,8 @@ def _server_args(case: Case, model: str, load_format: str, more: dict[str, Any])
         options["attn_dp_size"] = case.dp
     if case.runner not in OWN_RUNNERS:
         options["moe_runner_backend"] = case.runner
+    if case.dp_lm_head:
+        options["enable_dp_lm_head"] = True
     if case.a2a:
         options["moe_a2a_backend"] = case.a2a
     return ServerArgs(**options | more)

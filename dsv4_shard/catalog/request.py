@@ -126,7 +126,7 @@ class Hardware(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Target(Hardware):
-    """The target of any layout: hardware, formats and versions."""
+    """The target of any layout: hardware, formats, versions and flags of the engine."""
 
     nodes: Annotated[
         int | None,
@@ -150,6 +150,10 @@ class Target(Hardware):
             metavar="VERSION", panel=ENGINE, shows="the newest that is known", of_engine=VERSIONS,
         ),
     ] = None  # fmt: skip
+    dp_lm_head: Annotated[
+        bool,
+        Option(help="SGLang's --enable-dp-lm-head: cut the head over attention TP, not over TP.", panel=LAYOUT),
+    ] = False  # fmt: skip
     part_size: Annotated[
         str,
         Option(

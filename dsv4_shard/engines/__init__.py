@@ -11,6 +11,7 @@ from dsv4_shard.engines.deployment import (
     pick_nodes,
 )
 from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.expert_places import places_of
 from dsv4_shard.engines.launch import (
     FIRST_NODE,
     NODE_RANK,
@@ -115,6 +116,7 @@ __all__ = [
     "on_every_node",
     "pick_gpu",
     "pick_nodes",
+    "places_of",
     "say_placement",
     "serving",
     "settings_of",

@@ -39,6 +39,7 @@ class Deployment:
         gpu_named: Whether the request names the GPU.
         nodes: Number of hosts.
         version: Version of the engine.
+        dp_lm_head: Whether SGLang is asked to cut the head over attention TP, and not over TP.
     """
 
     engine: str
@@ -57,6 +58,12 @@ class Deployment:
     gpu_named: bool
     nodes: int
     version: str
+    dp_lm_head: bool = False
+
+    @property
+    def head_group(self) -> str:
+        """The group over which the head is cut. Without attention DP, SGLang drops the option that changes it."""
+        return "attention" if self.dp_lm_head and self.dp > 1 else "tp"
 
     def readers(self, by_node: bool) -> int:
         """Number of ranks that get files: GPUs, or nodes if `by_node`."""
@@ -64,7 +71,14 @@ class Deployment:
 
     def group(self, name: str) -> int:
         """Number of ranks in the group `name`, over which a module is split."""
-        return {"tp": self.tp, "attention": self.attention_tp, "moe": self.moe_tp, "shared": self.shared_parts}[name]
+        sizes = {
+            "tp": self.tp,
+            "attention": self.attention_tp,
+            "moe": self.moe_tp,
+            "shared": self.shared_parts,
+            "one": 1,
+        }
+        return sizes[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +200,7 @@ def resolve(
         gpu_named=request.names_gpu,
         nodes=pick_nodes(request, world, gpu),
         version=request.engine_version or version,
+        dp_lm_head=request.dp_lm_head,
     )
 
 

@@ -11,7 +11,8 @@ from dsv4_shard.tensors.header import DTYPE_BITS
 
 AXIS_NAMES = ("rows", "columns")
 
-GROUP_NAMES = {"tp": "TP", "attention": "attention TP", "moe": "MoE TP", "shared": "a TP subgroup"}
+GROUP_NAMES = {"tp": "TP", "attention": "attention TP", "moe": "MoE TP", "shared": "a TP subgroup", "one": "one rank"}
+"""Groups of ranks over which a module is split; `one` holds whole tensors that are padded."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.placement import Pad, Split
 from dsv4_shard.engines.remarks import Loss
 from dsv4_shard.engines.remedies import ANY_EP, for_engine, leave_out
-from dsv4_shard.engines.rules import NOT_VERIFIED, Divides, Remedies, Requires, Symptom
+from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, Divides, Remedies, Requires, Symptom
 from dsv4_shard.models import Module, Role, Stage, V3Config
 from dsv4_shard.tensors.geometry import DECODED_BLOCK
 
@@ -121,6 +121,12 @@ def vocab_rule(uneven: Symptom) -> Divides:
         "vocab_size (padded to 64)", lambda c: c.deployment.tp, "TP", uneven=uneven,
     )  # fmt: skip
 
+
+SGLANG_OPTIONS_RULE = Requires(
+    "sglang-options", Module.DEPLOYMENT, lambda c: not c.deployment.dp_lm_head, "--dp-lm-head is SGLang's",
+    consequence=NO_OPTION, remedies=(leave_out("dp_lm_head"), for_engine("sglang")), fatal=True,
+)  # fmt: skip
+"""Rule of engines other than SGLang."""
 
 NODES_RULE = Divides(
     "nodes", Module.DEPLOYMENT, lambda c: c.deployment.world, "GPUs", lambda c: c.deployment.nodes, "nodes",

@@ -22,6 +22,7 @@ from dsv4_shard.engines.shared_rules import (
     EXPERTS_RULE,
     NO_CAST_RULE,
     NODES_RULE,
+    SGLANG_OPTIONS_RULE,
     attention_rules,
     nvfp4_rule,
     version_rule,
@@ -63,6 +64,7 @@ RULES: tuple[Rule, ...] = (
         "--runner and --a2a are not known for TensorRT-LLM", consequence=NO_OPTION,
         remedies=(leave_out("runner", "a2a"),), fatal=True,
     ),
+    SGLANG_OPTIONS_RULE,
     Requires(
         "attention-dp", Module.ATTENTION, lambda c: c.deployment.dp in (1, c.deployment.tp),
         "attention DP is off or as wide as TP {at.tp}, so {at.dp} is not possible",

@@ -13,7 +13,8 @@ class DeploymentDocument(Document):
     `world` is the number of GPUs. `attention_tp` ranks share one attention module, `moe_tp` ranks one routed expert,
     and `shared_parts` ranks one shared expert. `shared` is how shared experts are held: whole, split, pad or subgroup.
     `experts` is the format in which the engine holds the routed experts. `a2a` is the all-to-all backend, None without
-    one. `gpu` is None if no GPU is named. `version` is the version of the engine.
+    one. `gpu` is None if no GPU is named. `version` is the version of the engine. `dp_lm_head`: SGLang is asked to cut
+    the head over attention TP, and not over TP.
     """
 
     engine: str
@@ -31,6 +32,7 @@ class DeploymentDocument(Document):
     gpu: str | None
     nodes: int
     version: str
+    dp_lm_head: bool = False
 
     @classmethod
     def of(cls, deployment: Deployment) -> "DeploymentDocument":
@@ -57,7 +59,7 @@ class PlanDeployment(DeploymentDocument):
 UNKNOWN_RUNNER = "?"
 
 
-def _deployment_fields(deployment: Deployment) -> dict[str, str | int | None]:
+def _deployment_fields(deployment: Deployment) -> dict[str, str | int | bool | None]:
     """The fields of the document, with the GPU's name instead of the GPU."""
     fields = {name: getattr(deployment, name) for name in DeploymentDocument.model_fields}
     return fields | {"gpu": deployment.gpu.name if deployment.gpu_named else None}

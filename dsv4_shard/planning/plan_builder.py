@@ -110,6 +110,7 @@ def folder_of(inventory: Inventory, request: Request, deployment: Deployment, la
         (f"tp{deployment.tp}", True),
         (f"ep{deployment.ep}", deployment.ep != own_ep),
         (f"dp{deployment.dp}", deployment.dp > 1),
+        ("dphead", deployment.head_group == "attention"),
         (deployment.a2a, deployment.a2a),
         (deployment.runner, deployment.runner != own.runner),
         (deployment.shared, deployment.shared != own.shared),

@@ -16,7 +16,8 @@ from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
 from sglang.srt.runtime_context import get_exec, get_parallel
 
 from dsv4_shard.catalog.gpus import GPUS
-from dsv4_shard.engines.sglang.files import LAYOUT, W13_ORDERS
+from dsv4_shard.engines.placement import GROUP_NAMES
+from dsv4_shard.engines.sglang.files import LAYOUT, USUAL, W13_ORDERS
 from dsv4_shard.errors import LoadRefused
 from dsv4_shard.sglang_plugin.checks import AS_PLANNED, check_fact
 from dsv4_shard.text.sanitize import clean
@@ -56,6 +57,10 @@ def _gpu_family() -> str:
     return _FAMILIES.get(sm, f"sm_{sm}")
 
 
+def _head_group() -> str:
+    return GROUP_NAMES["attention" if get_parallel().enable_dp_lm_head else "tp"]
+
+
 def _expert_locations() -> str:
     """`identity` if slot s of each layer holds expert s, else the first slot that does not.
 
@@ -80,6 +85,7 @@ FACTS = (
     Fact("tp", lambda: get_parallel().tp_size),
     Fact("ep", lambda: get_parallel().moe_ep_size),
     Fact("attention_dp", lambda: get_parallel().attn_dp_size),
+    Fact("lm_head", _head_group, of_draft=False),
     Fact("pipeline stages", lambda: get_parallel().pp_size, "start SGLang without --pp-size", "1"),
     Fact("MoE DP", lambda: get_parallel().moe_dp_size, "start SGLang without --moe-dp-size", "1"),
     Fact("attention CP", lambda: get_parallel().attn_cp_size, "start SGLang without --attn-cp-size", "1"),
@@ -129,7 +135,8 @@ def check_running(identity: Mapping[str, str], *, is_draft: bool) -> None:
     """Compare the table with what the files were made for. Raises LoadRefused with the first fact that differs."""
     for fact in FACTS:
         if fact.of_draft or not is_draft:
-            expected = identity.get(fact.name, f"no {fact.name}") if fact.expected is None else fact.expected
+            named = identity.get(fact.name, USUAL.get(fact.name, f"no {fact.name}"))
+            expected = named if fact.expected is None else fact.expected
             check_fact(fact.name, expected, _told(fact.name, fact.read), fact.remedy)
 
 

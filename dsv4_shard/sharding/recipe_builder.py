@@ -9,7 +9,7 @@ under MoE TP16.
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, product
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -27,8 +27,9 @@ from dsv4_shard.engines import (
     Split,
     TargetTensor,
     local_size,
+    places_of,
 )
-from dsv4_shard.models import NATIVE, Part, Role, Stage, TensorName, scale_name
+from dsv4_shard.models import NATIVE, Part, Role, TensorName, scale_name
 from dsv4_shard.sharding.file_parts import ROLE_ORDER, FileKey, FileParts, place_of
 from dsv4_shard.sharding.recipe import (
     ALL_RANKS,
@@ -92,6 +93,7 @@ class _Batch(NamedTuple):
         conversion: Cast to the target dtype, if it differs.
         fill: The padding element, in the source's dtype.
         tensors: The source tensors.
+        slots: The slots of each expert on the ranks; None for tensors that are no experts.
     """
 
     where: TensorName
@@ -101,10 +103,11 @@ class _Batch(NamedTuple):
     conversion: Conversion | None
     fill: bytes
     tensors: list[Tensor]
+    slots: dict[int, tuple[int, ...]] | None
 
 
 class _Source(NamedTuple):
-    """A source tensor with its batch. `place` = (expert, order) sorts the sources of one output tensor."""
+    """A source tensor with its batch. `place` = (slot of the expert, order) sorts the sources of one output tensor."""
 
     place: tuple[int, int]
     tensor: Tensor
@@ -194,9 +197,14 @@ class _Maker:
 
     def _add_sizes(self, batches: list[_Batch]) -> None:
         """Add the bytes of a layer's output tensors to their files."""
+        names = self._context.inventory.names
         for batch in batches:
+            slots = batch.slots if batch.kept.stacked else None
+            copies = len(batch.tensors)
+            if slots is not None:
+                copies = sum(len(slots[names[tensor.name].expert]) for tensor in batch.tensors)
             for rank in batch.spread.ranks:
-                self._files.add(_file_of(batch, rank), _target(batch), batch.nbytes * len(batch.tensors))
+                self._files.add(_file_of(batch, rank), _target(batch), batch.nbytes * copies)
 
     def _fixed(self, key: FileKey, constant: Constant) -> Fixed:
         """The step of a constant. Records its output tensor."""
@@ -222,12 +230,12 @@ class _Maker:
 
         Experts of one rank form one group.
         """
-        config, ep = self._context.config, self._context.deployment.ep
-        each = {stage: max(1, config.experts_in(stage) // ep) for stage in Stage}
         layers: dict[tuple[int, int], dict[tuple[Role, object], list[Tensor]]] = {}
         for name, where in self._context.inventory.names.items():
             tensor = self._checkpoint.tensors[name]
-            kind = (where.part, tensor.dtype, tensor.shape, tensor.file, where.expert // each[where.stage])
+            is_expert = isinstance(self._placements[where.role], Expert)
+            holders = places_of(self._context, where.stage, where.layer).holders[where.expert] if is_expert else ()
+            kind = (where.part, tensor.dtype, tensor.shape, tensor.file, holders)
             layers.setdefault(place_of(where), {}).setdefault((where.role, kind), []).append(tensor)
         return layers
 
@@ -242,13 +250,27 @@ class _Maker:
             if isinstance(fate, LeftOut):
                 self._left_out |= {one.name: fate.reason for one in tensors}
                 continue
-            for kept in fate:
-                spread = self._spread(tensor, where, kept, self._placements[where.role])
+            for kept, (owners, slots) in product(fate, self._owners(where)):
+                spread = self._spread(tensor, where, kept, self._placements[where.role], owners)
                 if spread.ranks:
                     nbytes = _landed_nbytes(tensor, where, kept, spread)
                     conversion = None if kept.transform else CONVERSIONS.get((tensor.dtype, kept.dtype))
                     fill = kept.fill or bytes(DTYPE_BITS[tensor.dtype] // 8)
-                    yield _Batch(where, kept, spread, nbytes, conversion, fill, tensors)
+                    yield _Batch(where, kept, spread, nbytes, conversion, fill, tensors, slots)
+
+    def _owners(self, where: TensorName) -> list[tuple[range, dict[int, tuple[int, ...]] | None]]:
+        """The ranks that hold a tensor: for an expert, those of each EP rank that has it, with the slots there."""
+        if not isinstance(self._placements[where.role], Expert):
+            return [(range(self._world), None)]
+        deployment, places = self._context.deployment, places_of(self._context, where.stage, where.layer)
+        each = deployment.world // self._world
+        return [
+            (
+                range(rank * deployment.moe_tp // each, ((rank + 1) * deployment.moe_tp - 1) // each + 1),
+                places.slots[rank],
+            )
+            for rank in places.holders[where.expert]
+        ]
 
     def _steps(self, batches: list[_Batch]) -> Iterator[Step]:
         """The steps of a layer, one for each source tensor and treatment. Records the output tensors that they make."""
@@ -303,9 +325,10 @@ class _Maker:
         for batch in batches:
             kept, ranks = batch.kept, batch.spread.ranks
             for tensor in batch.tensors:
-                place = (names[tensor.name].expert if kept.stacked else 0, kept.order)
                 sources = outputs.setdefault((kept.folder, kept.file, kept.name, ranks), [])
-                sources.append(_Source(place, tensor, batch))
+                slots = batch.slots if kept.stacked else None
+                for slot in (0,) if slots is None else slots[names[tensor.name].expert]:
+                    sources.append(_Source((slot, kept.order), tensor, batch))
         return outputs
 
     def _part_rows(self, batch: _Batch, cut: Slice) -> list[int]:
@@ -387,16 +410,10 @@ class _Maker:
             self._spreads[key] = tuple((cut, tuple(number[rank] for rank in ranks)) for cut, ranks in batch.spread.cuts)
         return self._spreads[key]
 
-    def _spread(self, tensor: Tensor, where: TensorName, kept: TargetTensor, placement: Placement) -> _RankSpread:
-        """The cuts of `tensor` and their ranks. Equal tensors share one object."""
-        deployment = self._context.deployment
-        owners = range(self._world)
-        if isinstance(placement, Expert):
-            block = where.expert // (self._context.config.experts_in(where.stage) // deployment.ep)
-            gpus_each = deployment.world // self._world
-            owners = range(
-                block * deployment.moe_tp // gpus_each, ((block + 1) * deployment.moe_tp - 1) // gpus_each + 1
-            )
+    def _spread(
+        self, tensor: Tensor, where: TensorName, kept: TargetTensor, placement: Placement, owners: range
+    ) -> _RankSpread:
+        """The cuts of `tensor` and their ranks among `owners`. Equal tensors share one object."""
         shares = self._shares and not isinstance(placement, Expert) and kept.file not in self._mixed
         key = (tensor.dtype, tensor.shape, where.role, where.part, kept.repeat, owners, shares)
         if key not in self._rank_spreads:

@@ -19,6 +19,7 @@ SAME = {
     "--nnodes": "--nodes",
     "--num-nodes": "--nodes",
     "--moe-a2a-backend": "--a2a",
+    "--enable-dp-lm-head": "--dp-lm-head",
     "--moe-runner-backend": "--runner",
     "--moe-backend": "--runner",
     "--context-length": "--context",

@@ -480,7 +480,8 @@ def test_shards_that_are_not_the_same_have_folders_of_different_names(
 
 
 @pytest.mark.parametrize(("engine", "wanted", "part"), [
-    ("sglang", {"ep": 8}, "ep8"), ("sglang", {"dp": 2}, "dp2"), ("sglang", {"a2a": "deepep"}, "deepep"),
+    ("sglang", {"ep": 8}, "ep8"), ("sglang", {"dp": 2}, "dp2"), ("sglang", {"dp": 2, "dp_lm_head": True}, "dp2-dphead"),
+    ("sglang", {"a2a": "deepep"}, "deepep"),
     ("sglang", {"runner": "marlin"}, "marlin"), ("sglang", {"shared_experts": "whole"}, "whole"),
     ("sglang", {"gpu": "b200"}, "sm100"), ("vllm", {"engine_version": "0.25.0"}, "0.25.0"),
     ("reference", {"expert_dtype": "fp8"}, "fp8"), ("node", {"nodes": 4}, "4nodes"),

@@ -252,6 +252,7 @@ OTHER_FACTS = {
     "tp_size": (4, f"tp: the files are for 2, found 4: {AS_PLANNED}"),
     "moe_ep_size": (1, "ep: the files are for 2, found 1: start"),
     "attn_dp_size": (2, "attention_dp: the files are for 1, found 2: start"),
+    "enable_dp_lm_head": (True, "lm_head: the files are for TP, found attention TP: start"),
     "pp_size": (2, "pipeline stages: the files are for 1, found 2: start SGLang without --pp-size"),
     "moe_dp_size": (2, "MoE DP: the files are for 1, found 2: start SGLang without --moe-dp-size"),
     "attn_cp_size": (2, "attention CP: the files are for 1, found 2: start SGLang without --attn-cp-size"),
@@ -470,7 +471,7 @@ def test_a_model_without_routed_experts_is_refused(process: Process, written: Ca
 
 
 def test_a_parameter_of_another_shape_is_refused(process: Process, written: Callable[[Case], Path]) -> None:
-    """As `--enable-dp-lm-head`, which gives the head more rows."""
+    """As under `SGLANG_ENABLE_EMBED_REPLICATION`, which gives a table more rows."""
 
     def build() -> Model:
         model = Model(process.oracle, process.rank)

@@ -91,6 +91,7 @@ class Process:
         tp, ep, dp = self.case.tp, self.case.ep, self.case.dp
         self.parallel = SimpleNamespace(
             tp_rank=rank, tp_size=tp, pp_size=1, moe_ep_size=ep, moe_dp_size=1, attn_dp_size=dp, attn_cp_size=1,
+            enable_dp_lm_head=self.case.dp_lm_head,
             moe_ep_rank=rank // (tp // ep), moe_tp_rank=rank % (tp // ep), attn_tp_rank=rank % (tp // dp),
         )  # fmt: skip
         self.moe = SimpleNamespace(elastic_ep_backend=None, ep_num_redundant_experts=0, init_expert_location="trivial")

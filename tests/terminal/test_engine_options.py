@@ -9,13 +9,26 @@ from support.command_line import run
 from dsv4_shard.errors import ExitCode, UsageError
 from dsv4_shard.terminal.engine_options import ANSWERS, SAME, in_our_words
 
-KNOWN = ("--tp", "--ep", "--dp", "--nodes", "--a2a", "--runner", "--context", "--gpus", "--engine", "--json")
+KNOWN = (
+    "--tp",
+    "--ep",
+    "--dp",
+    "--dp-lm-head",
+    "--nodes",
+    "--a2a",
+    "--runner",
+    "--context",
+    "--gpus",
+    "--engine",
+    "--json",
+)
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [
     ("--tensor-parallel-size 2", "--tp 2"), ("--tp-size=2", "--tp 2"), ("--tensor_parallel_size 2", "--tp 2"),
     ("--tp 4 --ep-size 4", "--tp 4 --ep 4"), ("--tp 4 --nnodes 2", "--tp 4 --nodes 2"),
     ("--tp 4 --moe-a2a-backend deepep", "--tp 4 --a2a deepep"),
+    ("--tp 4 --dp 4 --enable-dp-lm-head", "--tp 4 --dp 4 --dp-lm-head"),
     ("--tp 2 --moe-runner-backend marlin", "--tp 2 --runner marlin"),
     ("--tp 4 --dp-size 4 --enable-dp-attention", "--tp 4 --dp 4"),
     ("--tp 4 --dp 4 --enable-dp-attention", "--tp 4 --dp 4"),

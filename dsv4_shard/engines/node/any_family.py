@@ -17,7 +17,14 @@ from dsv4_shard.engines.parallelism import dp_alone
 from dsv4_shard.engines.placement import Expert, Placement, Replicate
 from dsv4_shard.engines.remedies import ANY_DP, MORE_DP, leave_out
 from dsv4_shard.engines.rules import NOT_VERIFIED, Divides, Requires, Rule, Symptom
-from dsv4_shard.engines.shared_rules import EXPERTS, EXPERTS_RULE, KNOWN_DRAFT_RULE, NO_CAST_RULE, NODES_RULE
+from dsv4_shard.engines.shared_rules import (
+    EXPERTS,
+    EXPERTS_RULE,
+    KNOWN_DRAFT_RULE,
+    NO_CAST_RULE,
+    NODES_RULE,
+    SGLANG_OPTIONS_RULE,
+)
 from dsv4_shard.models import V41, Module, Role, Stage
 
 _RUNNER = "any"
@@ -41,6 +48,7 @@ RULES: tuple[Rule, ...] = (
         "experts or version to choose", consequence=NOT_VERIFIED, fatal=True,
         remedies=(leave_out("runner", "a2a", "shared_experts", "engine_version"),),
     ),
+    SGLANG_OPTIONS_RULE,
     KNOWN_DRAFT_RULE,
     NODES_RULE,
     NO_CAST_RULE,

@@ -25,7 +25,13 @@ from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Rep
 from dsv4_shard.engines.reference.converter import CONFIG_NAME, Converter, config_file, inference_config
 from dsv4_shard.engines.remedies import NO_DP, leave_out
 from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, Divides, Requires, Rule, Symptom, Template, in_stage
-from dsv4_shard.engines.shared_rules import NODES_RULE, nvfp4_rule, o_a_decoding_rule, version_rule
+from dsv4_shard.engines.shared_rules import (
+    NODES_RULE,
+    SGLANG_OPTIONS_RULE,
+    nvfp4_rule,
+    o_a_decoding_rule,
+    version_rule,
+)
 from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.models import V4, Family, ModelConfig, Module, Names, Part, Role, Stage, TensorName, family_of
 from dsv4_shard.tensors.header import Tensor
@@ -92,6 +98,7 @@ ONE_WAY_RULES: tuple[Rule, ...] = (
         "dp", Module.ATTENTION, lambda c: c.deployment.dp == 1, "the reference has no attention DP",
         consequence=NO_OPTION, remedies=(NO_DP,), fatal=True,
     ),
+    SGLANG_OPTIONS_RULE,
 )  # fmt: skip
 """Rules of all generations: none has attention DP, and none cuts a routed expert."""
 

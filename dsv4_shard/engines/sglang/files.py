@@ -10,9 +10,9 @@ import struct
 from dsv4_shard.engines.deployment import Context, Deployment
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parameters import DRAFT_FOLDER, Parameter, model_files, rank_file_name
-from dsv4_shard.engines.placement import Pad
+from dsv4_shard.engines.placement import GROUP_NAMES
 from dsv4_shard.engines.sglang.v4 import VERSION, Runner, environment_of, is_stock, parameter_dtype, runner_of
-from dsv4_shard.engines.shared_rules import draft_blocks, left_out_draft, vocab_placement
+from dsv4_shard.engines.shared_rules import draft_blocks, left_out_draft
 from dsv4_shard.models import Part, Role, Stage, TensorName
 from dsv4_shard.tensors.header import Tensor
 
@@ -74,6 +74,9 @@ _DRAFT: dict[Role, Parameter] = {
     Role.MTP_HNORM: Parameter("model.hnorm"),
 }
 
+USUAL = {"lm_head": "TP"}
+"""Choices that an identity names only where they differ from these, as files of earlier releases do not name them."""
+
 _ROUTED = {Role.ROUTED_GATE: "w13", Role.ROUTED_UP: "w13", Role.ROUTED_DOWN: "w2"}
 
 
@@ -110,11 +113,9 @@ class SglangLayout:
         return (TargetTensor(row.full_name(prefix, name.part), dtype, folder, row.order, transform=transform),)
 
     def refusal(self, context: Context) -> str | None:
-        """Refuse what is not verified against SGLang's loader: a padded vocabulary, more than one MTP block."""
+        """Refuse what is not verified against SGLang's loader: more than one MTP block."""
         if draft_blocks(context) > 1:
             return f"the checkpoint has {draft_blocks(context)} MTP blocks, SGLang's draft model has one"
-        if isinstance(vocab_placement(context), Pad):
-            return f"vocab_size {context.config.vocab_size} would be padded over TP {context.deployment.tp}"
         return None
 
     def constants(self, context: Context) -> tuple[Constant, ...]:
@@ -133,6 +134,7 @@ class SglangLayout:
     def identity(self, context: Context) -> dict[str, str]:
         """Properties that the files depend on and that names and shapes do not show."""
         deployment, runner = context.deployment, runner_of(context)
+        choices = {"lm_head": GROUP_NAMES[deployment.head_group]}
         return {
             "layout": LAYOUT,
             "engine": f"sglang {VERSION}",
@@ -147,6 +149,7 @@ class SglangLayout:
             "w13_order": W13_ORDERS[runner.up_first if runner else False],
             "wo_a": parameter_dtype(Role.O_A, Part.WEIGHT, context) or context.format(Role.O_A).name,
             "environment": " ".join(f"{key}={value}" for key, value in environment_of(context).items()),
+            **{name: choice for name, choice in choices.items() if choice != USUAL[name]},
         }
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:

@@ -504,8 +504,10 @@ _PLACEMENTS: dict[Role, Placement] = {
 def place(role: Role, context: Context) -> Placement:
     """SGLang's placement of `role`."""
     deployment = context.deployment
-    if role is Role.HEAD or (role is Role.EMBED and deployment.dp == 1):
-        return vocab_placement(context)
+    if role is Role.HEAD:
+        return vocab_placement(context, deployment.head_group)
+    if role is Role.EMBED:
+        return vocab_placement(context, "tp" if deployment.dp == 1 else "one")
     if deployment.shared == "split" and role in (Role.SHARED_GATE, Role.SHARED_UP, Role.SHARED_DOWN):
         return Split(1 if role is Role.SHARED_DOWN else 0, "tp")
     placement = _PLACEMENTS.get(role, Replicate())
@@ -586,6 +588,8 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     if deployment.dp > 1:
         options["--attn-dp-size"] = str(deployment.dp)
         options |= _prefill(context)
+    if deployment.head_group != "tp":
+        options["--enable-dp-lm-head"] = None
     if deployment.a2a:
         options["--moe-a2a-backend"] = deployment.a2a
     if context.served_session:
@@ -654,6 +658,13 @@ def changes(context: Context) -> tuple[Change, ...]:
     return (*variables, *(prefill_changes(context) if deployment.dp > 1 else ()))
 
 
+def notes(context: Context) -> tuple[str, ...]:
+    """A note on an option that SGLang drops."""
+    if context.deployment.dp_lm_head and context.deployment.dp == 1:
+        return ("--dp-lm-head changes nothing: SGLang drops it without attention DP (--dp)",)
+    return ()
+
+
 def addition(context: Context) -> str:
     """Describe how the shared expert's output joins the sum."""
     deployment = context.deployment
@@ -700,6 +711,7 @@ SGLANG = Engine(
     store=store,
     launch=launch,
     addition=addition,
+    notes=notes,
     changes=changes,
     losses=draft_losses,
     loads_plans=True,

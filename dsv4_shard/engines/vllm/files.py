@@ -11,8 +11,7 @@ import struct
 from dsv4_shard.engines.deployment import Context, Deployment
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parameters import DRAFT_FOLDER, Parameter, model_files, rank_file_name
-from dsv4_shard.engines.placement import Pad
-from dsv4_shard.engines.shared_rules import draft_blocks, left_out_draft, vocab_placement
+from dsv4_shard.engines.shared_rules import draft_blocks, left_out_draft
 from dsv4_shard.engines.vllm.backends import TILE, backend_of, fits, is_aligned
 from dsv4_shard.engines.vllm.v4 import parameter_dtype, scale_repeat
 from dsv4_shard.models import Part, Role, Stage, TensorName
@@ -126,8 +125,6 @@ class VllmLayout:
             return f"hidden_size {config.hidden_size} would be rounded up to a multiple of {backend.hidden_tile}"
         if backend is not None and backend.sequence_parallel:
             return f"MoE backend {deployment.runner} registers its scales as views, which sharded_state cannot load"
-        if isinstance(vocab_placement(context), Pad):
-            return f"vocab_size {config.vocab_size} would be padded over TP {deployment.tp}: not verified"
         if config.n_routed_experts % deployment.ep:
             return f"{config.n_routed_experts} experts over EP {deployment.ep} are uneven: not verified"
         if layout_class(context) == "E" and (config.moe_intermediate_size % TILE or config.hidden_size % TILE):

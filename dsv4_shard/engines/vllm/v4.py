@@ -31,6 +31,7 @@ from dsv4_shard.engines.shared_rules import (
     NO_CAST_RULE,
     NODES_RULE,
     ROW_QUOTE,
+    SGLANG_OPTIONS_RULE,
     attention_rules,
     draft_losses,
     heads_rule,
@@ -118,6 +119,7 @@ CHOICES: tuple[Rule, ...] = (
         "a2a", Module.ROUTED, lambda c: c.deployment.a2a is None, "--a2a is SGLang's; vLLM picks its own (--runner)",
         consequence=NO_OPTION, remedies=(leave_out("a2a"),), fatal=True,
     ),
+    SGLANG_OPTIONS_RULE,
 )  # fmt: skip
 """What vLLM cannot be asked for, and versions whose rules are not these."""
 

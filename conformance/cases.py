@@ -19,8 +19,8 @@ class Case:
     """One layout of one tiny checkpoint.
 
     `variant` is a key of `tiny.VARIANTS`, `runner` the MoE backend as the engine calls it (`auto`: its own choice),
-    `dp` SGLang's attention DP. `shared` is whole or split; vLLM leaves no choice (`auto`). `draft` looks at the MTP
-    model instead of the target. `dp_lm_head` is SGLang's option of that name.
+    `dp` SGLang's attention DP, or vLLM's replicas. `shared` is whole or split; vLLM leaves no choice (`auto`). `draft`
+    looks at the MTP model instead of the target. `dp_lm_head` is SGLang's option of that name.
     """
 
     engine: str
@@ -51,9 +51,16 @@ class Case:
     def ranks(self) -> tuple[int, ...]:
         """The ranks looked at.
 
-        Of 4, rank 1 tells blocks of ranks from strides; of 8, rank 3 is the last that has one of 4 blocks.
+        Of 4, rank 1 tells blocks of ranks from strides; of 8, rank 3 is the last that has one of 4 blocks. vLLM's are
+        counted through its replicas.
         """
-        return {1: (0,), 2: (0, 1), 3: (0, 1, 2), 4: (0, 1, 3), 8: (0, 3, 7)}[self.tp]
+        world = self.tp * self.dp if self.engine == "vllm" else self.tp
+        return {1: (0,), 2: (0, 1), 3: (0, 1, 2), 4: (0, 1, 3), 8: (0, 3, 7)}[world]
+
+    @property
+    def is_mega(self) -> bool:
+        """Whether experts are in the order of vLLM's MegaMoE kernel, which its stock loader cannot load."""
+        return self.runner == "deep_gemm_mega_moe"
 
     @property
     def fp8_experts(self) -> bool:
@@ -160,6 +167,8 @@ def _sglang() -> Iterator[Case]:
             yield Case("sglang", variant, "auto", tp, ep, dp, shared, draft=draft, sm=100)
     yield Case("sglang", "fp4", "flashinfer_mxfp4", 2, shared="split", sm=100)
     yield Case("sglang", "fp4", tp=2, ep=2, dp=2, shared="whole", a2a="deepep", sm=100)
+    for dp_lm_head in (False, True):
+        yield Case("sglang", "fp4", "auto", 4, 4, 4, "whole", "megamoe", sm=100, dp_lm_head=dp_lm_head)
     for draft in (False, True):
         yield Case("sglang", "fp4-odd", tp=2, shared="whole", draft=draft, sm=100)
 
@@ -179,9 +188,34 @@ def _vllm() -> Iterator[Case]:
     yield Case("vllm", "fp4-odd", "triton_unfused", 2, 2)
     for runner in ("auto", "flashinfer_trtllm", "deep_gemm"):
         yield Case("vllm", "fp4-odd", runner, 2, sm=100)
+    yield Case("vllm", "fp4", "auto", 2, sm=100)
     yield Case("vllm", "fp4", "auto", 4, 4, sm=100)
     for variant in ("fp8f32", "fp8e8"):
         yield from _vllm_fp8(variant)
+    yield from _vllm_replicas()
+
+
+def _vllm_replicas() -> Iterator[Case]:
+    """Data parallelism: experts over all replicas, cut or spread, also unevenly; everything else over TP."""
+    for tp, ep, dp, draft in (
+        (1, 4, 4, False),
+        (1, 2, 2, True),
+        (1, 1, 2, False),
+        (2, 4, 2, False),
+        (2, 4, 2, True),
+        (2, 1, 2, False),
+    ):
+        yield Case("vllm", "fp4", "auto", tp, ep, dp, draft=draft)
+    yield Case("vllm", "fp4-odd", "auto", 1, 1, 2)
+    yield Case("vllm", "fp4-thirds", "auto", 2, 4, 2)
+    yield Case("vllm", "fp4", "auto", 1, 4, 4, sm=100)
+    for tp, ep, dp, draft in ((1, 4, 4, False), (1, 2, 2, True), (2, 4, 2, False), (2, 2, 1, False)):
+        yield Case("vllm", "fp4", "deep_gemm_mega_moe", tp, ep, dp, draft=draft, sm=100)
+    for runner in ("flashinfer_moe_ep_cutedsl", "flashinfer_moe_ep_mega_deep_gemm"):
+        yield Case("vllm", "fp4", runner, 1, 4, 4, sm=100)
+    for variant in ("fp8f32", "fp8e8"):
+        yield Case("vllm", variant, "auto", 2, 4, 2)
+        yield Case("vllm", f"{variant}-odd", "auto", 1, 1, 2)
 
 
 def _vllm_fp8(variant: str) -> Iterator[Case]:

@@ -79,7 +79,7 @@ def _load_jobs(oracle: Oracle, checkpoint: Path, out: Path, load_format: str) ->
     Ours also loads the checkpoint itself, by the plan in `out`.
     """
     case = oracle.case
-    formats = [load_format] if case.engine == "sglang" else ["sharded_state"]
+    formats = [load_format] if case.engine == "sglang" or case.is_mega else ["sharded_state", load_format]
     if case.engine == "sglang" and case.fp8_experts and case.sm == 90 and not case.draft:
         formats.append("sharded_state")
     for rank in oracle.ranks:

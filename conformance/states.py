@@ -46,8 +46,9 @@ def copy_state(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def poison(parameters: Iterable[torch.nn.Parameter], byte: int) -> None:
     """Fill parameters with a byte that no loader would leave."""
     for parameter in parameters:
-        if parameter.numel() and parameter.is_contiguous():
-            parameter.data.reshape(-1).view(torch.uint8).fill_(byte)
+        data = parameter.data if parameter.is_contiguous() else parameter.data.transpose(-1, -2)
+        if data.numel() and data.is_contiguous():
+            data.reshape(-1).view(torch.uint8).fill_(byte)
 
 
 def untouched(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> list[str]:

@@ -10,6 +10,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from conformance import mega_moe
 from conformance.cases import Case
 from conformance.digests import DIGEST_DIGITS, Oracle, Param, Params, differences
 
@@ -36,7 +37,7 @@ def folder_of(case: Case, out: Path) -> Path:
 
 def compare_rank(oracle: Oracle, rank: int, checkpoint: Path, out: Path) -> list[str]:
     """Differences between the files of one rank and what the engine loads."""
-    got = read_rank(folder_of(oracle.case, out), rank)
+    got = read_rank(folder_of(oracle.case, out), rank, oracle.case)
     cache_scales = {name: got.pop(name) for name in list(got) if _CACHE_SCALE.fullmatch(name)}
     wrong = [f"{name}: not 1.0 in F32" for name, param in cache_scales.items() if param != _ONE]
     return wrong + differences(wanted(oracle, rank, checkpoint), got)
@@ -47,7 +48,7 @@ def wanted(oracle: Oracle, rank: int, checkpoint: Path) -> Params:
     params = dict(oracle.ranks[rank])
     if oracle.case.engine == "vllm":
         for name in oracle.unloaded:
-            params[name] = _rows(checkpoint, name, rank, oracle.case.tp)
+            params[name] = _rows(checkpoint, name, rank % oracle.case.tp, oracle.case.tp)
     return params
 
 
@@ -64,14 +65,20 @@ def _rows(checkpoint: Path, parameter: str, rank: int, tp: int) -> Param:
     return dtype, [rows, *shape[1:]], _digest(own)
 
 
-def read_rank(folder: Path, rank: int) -> Params:
-    """Every tensor of a rank's files."""
+def read_rank(folder: Path, rank: int, case: Case) -> Params:
+    """Every tensor of a rank's files. vLLM's replicas have files of their own."""
     params: Params = {}
-    for file in sorted(folder.glob(f"model-rank-{rank}-part-*.safetensors")):
-        for name, ((dtype, shape), data) in read_file(file).items():
-            if name in params:
-                raise ValueError(f"{name}: in two files of rank {rank}")
-            params[name] = (dtype, shape, _digest(data))
+    name = f"rank-{rank}"
+    if case.engine == "vllm" and case.dp > 1:
+        name = f"dp-{rank // case.tp}-rank-{rank % case.tp}"
+    for file in sorted(folder.glob(f"model-{name}-part-*.safetensors")):
+        for tensor, ((dtype, shape), data) in read_file(file).items():
+            if tensor in params:
+                raise ValueError(f"{tensor}: in two files of rank {rank}")
+            params[tensor] = (dtype, shape, _digest(data))
+            if case.is_mega and (turned := mega_moe.in_kernel_order(tensor, shape, data)):
+                del params[tensor]
+                params[turned.name] = (turned.dtype, turned.shape, _digest(turned.data))
     return params
 
 

@@ -14,10 +14,10 @@ from support.documents import OTHER_VERSION, PLANS
 
 import dsv4_shard
 from dsv4_shard.errors import BadPlan, ExitCode, NewerSchema, OtherDeployment, OtherRun
+from dsv4_shard.loading.checks import check_file, find_manifest
+from dsv4_shard.loading.checks import rank_files as files_of_rank
 from dsv4_shard.planning import document as plan_document
 from dsv4_shard.planning.plan_file import decisions, load_plan, read_plan
-from dsv4_shard.sglang_plugin.checks import check_file, find_manifest
-from dsv4_shard.sglang_plugin.checks import rank_files as files_of_rank
 from dsv4_shard.sharding import journal, manifest
 from dsv4_shard.sharding.earlier_run import recipe_digest
 from dsv4_shard.sharding.job import prepare

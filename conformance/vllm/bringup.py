@@ -12,6 +12,7 @@ from vllm.config import ModelConfig, VllmConfig
 from vllm.config.compilation import PassConfig
 from vllm.distributed import parallel_state
 from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.layers.fused_moe.deep_gemm_mega_moe import DeepGemmMegaMoEExperts
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.model_executor.models import registry
 from vllm.usage.usage_lib import UsageContext
@@ -54,10 +55,11 @@ class _Group:
 
 
 def _fake_groups(tp: int, dp: int, rank: int) -> None:
-    """Groups as seen by a rank of the first replica."""
-    sizes = {"_WORLD": tp, "_TP": tp, "_EP": tp * dp, "_DP": dp, "_PP": 1, "_PCP": 1, "_DCP": 1}
+    """Groups as seen by a rank, which is counted through the replicas."""
+    sizes = {"_WORLD": tp * dp, "_TP": tp, "_EP": tp * dp, "_DP": dp, "_PP": 1, "_PCP": 1, "_DCP": 1}
+    ranks = {"_WORLD": rank, "_TP": rank % tp, "_EP": rank, "_DP": rank // tp}
     for name, size in sizes.items():
-        setattr(parallel_state, name, _Group(name, size, rank if name in ("_WORLD", "_TP", "_EP") else 0))
+        setattr(parallel_state, name, _Group(name, size, ranks.get(name, 0)))
     parallel_state._EPLB = None
 
 
@@ -69,6 +71,8 @@ def install() -> None:
     """Keep vLLM from starting a process of its own to look at a model class, and from asking for native schemas."""
     registry._LazyRegisteredModel.inspect_model_cls = _inspect_in_process
     PassConfig.default_fi_allreduce_fusion_max_size_mb = staticmethod(dict)
+    # As the DeepGEMM of vLLM's wheel answers, which is a stub here.
+    DeepGemmMegaMoEExperts._kernel_fuses_shared_experts = lambda self, spec: True
 
 
 _BRIEF = {"max_model_len": 4096, "max_num_batched_tokens": 4096, "max_num_seqs": 8}
@@ -87,7 +91,7 @@ def bring_up(
     if case.draft:
         options["speculative_config"] = {"method": "mtp", "num_speculative_tokens": 1}
     if case.dp > 1:
-        options |= {"data_parallel_size": case.dp, "data_parallel_rank": 0, "data_parallel_size_local": 1}
+        options |= {"data_parallel_size": case.dp, "data_parallel_rank": rank // case.tp, "data_parallel_size_local": 1}
     config = EngineArgs(
         model=model,
         tensor_parallel_size=case.tp,

@@ -1,20 +1,20 @@
-"""Loads a rank's files with vLLM's stock ShardedStateLoader, into poisoned parameters.
+"""Loads a rank's files with vLLM's stock ShardedStateLoader or our loader, into poisoned parameters.
 
-The loader only warns where a tensor does not fit or has another dtype, and copies a corner or converts. Here a warning
-is a failure.
+The stock loader only warns where a tensor does not fit or has another dtype, and copies a corner or converts. Here a
+warning is a failure.
 """
 
 import copy
 from typing import Any
 
 from vllm.config import LoadConfig, set_current_vllm_config
-from vllm.model_executor.model_loader import sharded_state_loader
-from vllm.model_executor.model_loader.sharded_state_loader import ShardedStateLoader
+from vllm.model_executor.model_loader import get_model_loader, sharded_state_loader
+from vllm.plugins import load_general_plugins
 
 from conformance.cases import Case
 from conformance.digests import differences
 from conformance.states import POISONS, describe, poison
-from conformance.vllm.bringup import bring_up, build
+from conformance.vllm.bringup import bring_up, build, parameters_of
 
 
 def load(job: dict[str, Any]) -> dict[str, Any]:
@@ -27,12 +27,22 @@ def load(job: dict[str, Any]) -> dict[str, Any]:
     sharded_state_loader.logger.warning = lambda message, *args, **_: warnings.append(message % args)
     here = copy.copy(model_config)
     here.model, here.model_weights = job["draft"] if case.draft else job["model"], None
+    load_general_plugins()
+    loader = get_model_loader(_load_config(job["load_format"], case, job["rank"]))
     with set_current_vllm_config(config):
-        ShardedStateLoader(LoadConfig(load_format="sharded_state")).load_weights(model, here)
-    got = describe(ShardedStateLoader._filter_subtensors(model.state_dict()))
+        loader.load_weights(model, here)
+    got = describe(parameters_of(model))
     return {
-        "loader": "vllm ShardedStateLoader",
+        "loader": f"{type(loader).__module__}.{type(loader).__name__}",
         "compared": len(job["want"]),
         "differences": differences(job["want"], got),
         "warnings": warnings,
     }
+
+
+def _load_config(load_format: str, case: Case, rank: int) -> LoadConfig:
+    """As of a command line. Stock vLLM does not know replicas: each one's command names the pattern of its files."""
+    extra = {}
+    if load_format == "sharded_state" and case.dp > 1:
+        extra = {"pattern": f"model-dp-{rank // case.tp}-rank-{{rank}}-part-{{part}}.safetensors"}
+    return LoadConfig(load_format=load_format, model_loader_extra_config=extra)

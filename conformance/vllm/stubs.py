@@ -48,7 +48,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "HF_HUB_OFFLINE": "1",
-    "VLLM_PLUGINS": "",
+    "VLLM_PLUGINS": "dsv4_shard",
 }
 """Without visible devices vLLM takes triton's word for it that it works."""
 

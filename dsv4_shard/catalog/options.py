@@ -14,7 +14,7 @@ ENGINES = {
 """Value of `--engine` → its description."""
 
 LOAD_FORMAT = "dsv4_shard"
-"""Value of SGLang's `--load-format` that our plugin adds."""
+"""Value of `--load-format` that our plugins add to SGLang and vLLM."""
 
 RUNNERS = {
     "sglang": ("flashinfer_mxfp4", "marlin", "triton", "deep_gemm", "auto"),
@@ -55,6 +55,9 @@ SGLANG_VERSIONS = ("0.5.23",)
 
 VLLM_VERSIONS = ("0.33.0", "0.25.0")
 """Versions of vLLM whose own classes the layout was compared with. Of 0.25.0 only the loaders were run, no forward."""
+
+VLLM_LOADER_VERSIONS = VLLM_VERSIONS[:1]
+"""Versions of vLLM with which the plugin's loader was run, and data parallelism was compared."""
 
 VLLM_BROKEN_VERSIONS = ("0.28.0", "0.27.0", "0.26.0")
 """They never set `hc_attn_fn_broadcast` after a sharded load, and fail in the first forward; 0.29.0 mends it."""

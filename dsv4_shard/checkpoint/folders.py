@@ -76,7 +76,7 @@ KINDS = (
     ForeignFiles(r".+\.npz", "NumPy files, as early MLX wrote them", "mlx-lm reads them."),
 )  # fmt: skip
 
-_RANK_FILE = re.compile(r"model-rank-(\d{1,5})-part-(\d{1,5})\.safetensors", re.ASCII)
+_RANK_FILE = re.compile(r"model-(?:dp-\d{1,5}-)?rank-(\d{1,5})-part-(\d{1,5})\.safetensors", re.ASCII)
 
 _ADAPTER = "adapter_config.json"
 

@@ -39,9 +39,12 @@ class Parameter:
         return f"{prefix}{self.name}{suffix}"
 
 
-def rank_file_name(rank: int, part: int) -> str:
-    """File name by the pattern of `--load-format sharded_state`, the same in SGLang and vLLM."""
-    return f"model-rank-{rank}-part-{part}.safetensors"
+def rank_file_name(rank: int, part: int, replica: int | None = None) -> str:
+    """File name by the pattern of `--load-format sharded_state`, the same in SGLang and vLLM.
+
+    Where replicas have files of their own, `rank` is counted within `replica`.
+    """
+    return f"model-{'' if replica is None else f'dp-{replica}-'}rank-{rank}-part-{part}.safetensors"
 
 
 def model_files(context: Context) -> dict[str, str]:

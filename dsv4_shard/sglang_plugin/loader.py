@@ -15,9 +15,9 @@ import torch
 from sglang.srt.model_loader import loader as stock
 
 from dsv4_shard.errors import LoadRefused
-from dsv4_shard.sglang_plugin.checks import check_apart, check_parameters
+from dsv4_shard.loading.checks import check_apart, check_parameters
 from dsv4_shard.sglang_plugin.rank_files import RankFiles
-from dsv4_shard.sglang_plugin.running import check_place, check_runner, check_running, is_draft
+from dsv4_shard.sglang_plugin.running import RUNNING, check_place, check_runner, check_running, is_draft
 from dsv4_shard.text.sanitize import short
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
             check_runner(origin.identity, model)
             held = origin.open(rank)
             parameters = model.state_dict()
-            check_parameters(held, _shapes(parameters), _optional(parameters, is_draft=origin.is_draft))
+            optional = _optional(parameters, is_draft=origin.is_draft)
+            check_parameters(held, _shapes(parameters), RUNNING.as_planned, optional)
             check_apart({name: _memory_of(name, parameters[name]) for name in held})
             read = origin.fill({name: parameters[name] for name in held})
             logger.info("dsv4_shard: rank %d: %d parameters from %s", rank, len(held), read)

@@ -12,9 +12,9 @@ import torch
 
 from dsv4_shard.engines import DRAFT_FOLDER
 from dsv4_shard.errors import LoadRefused
+from dsv4_shard.loading.checks import Shapes
 from dsv4_shard.opening import open_checkpoint, pinned
 from dsv4_shard.planning import check_plan, load_plan
-from dsv4_shard.sglang_plugin.checks import Shapes
 from dsv4_shard.sharding.into_memory import Write, load
 from dsv4_shard.sharding.job import deploy
 from dsv4_shard.sharding.recipe import Recipe

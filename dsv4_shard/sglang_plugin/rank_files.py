@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from dsv4_shard.sglang_plugin.checks import Shapes, check_file, find_manifest, rank_files
+from dsv4_shard.loading.checks import Shapes, check_file, find_manifest, rank_files
 
 
 class RankFiles:

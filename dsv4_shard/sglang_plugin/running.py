@@ -5,7 +5,7 @@ a refusal too. `python -m conformance loader` runs it in SGLang: in deployments 
 loader loads the checkpoint, and ours the files.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -19,26 +19,11 @@ from dsv4_shard.catalog.gpus import GPUS
 from dsv4_shard.engines.placement import GROUP_NAMES
 from dsv4_shard.engines.sglang.files import LAYOUT, USUAL, W13_ORDERS
 from dsv4_shard.errors import LoadRefused
-from dsv4_shard.sglang_plugin.checks import AS_PLANNED, check_fact
+from dsv4_shard.loading.checks import check_fact
+from dsv4_shard.loading.facts import Fact, Running, check_facts
 from dsv4_shard.text.sanitize import clean
 
-
-class Fact(NamedTuple):
-    """A property of the running engine.
-
-    Attributes:
-        name: What it is, in messages; a key of the manifest's identity if `expected` is None.
-        read: Returns it, as the engine has it.
-        remedy: What to do where the files are for another.
-        expected: What all rank files are for; None: the manifest says.
-        of_draft: Whether the files of a draft model depend on it too.
-    """
-
-    name: str
-    read: Callable[[], object]
-    remedy: str = AS_PLANNED
-    expected: str | None = None
-    of_draft: bool = True
+RUNNING = Running("SGLang", sglang.__version__)
 
 
 def _version() -> str:
@@ -85,7 +70,7 @@ FACTS = (
     Fact("tp", lambda: get_parallel().tp_size),
     Fact("ep", lambda: get_parallel().moe_ep_size),
     Fact("attention_dp", lambda: get_parallel().attn_dp_size),
-    Fact("lm_head", _head_group, of_draft=False),
+    Fact("lm_head", _head_group, usual=USUAL["lm_head"], of_draft=False),
     Fact("pipeline stages", lambda: get_parallel().pp_size, "start SGLang without --pp-size", "1"),
     Fact("MoE DP", lambda: get_parallel().moe_dp_size, "start SGLang without --moe-dp-size", "1"),
     Fact("attention CP", lambda: get_parallel().attn_cp_size, "start SGLang without --attn-cp-size", "1"),
@@ -128,16 +113,12 @@ RUNNERS = {
 
 def is_draft(model_config: Any) -> bool:
     """Whether SGLang loads a draft model. Raises LoadRefused if it does not tell."""
-    return bool(_told("is_draft_model", lambda: model_config.is_draft_model))
+    return bool(RUNNING.told("is_draft_model", lambda: model_config.is_draft_model))
 
 
 def check_running(identity: Mapping[str, str], *, is_draft: bool) -> None:
     """Compare the table with what the files were made for. Raises LoadRefused with the first fact that differs."""
-    for fact in FACTS:
-        if fact.of_draft or not is_draft:
-            named = identity.get(fact.name, USUAL.get(fact.name, f"no {fact.name}"))
-            expected = named if fact.expected is None else fact.expected
-            check_fact(fact.name, expected, _told(fact.name, fact.read), fact.remedy)
+    check_facts(FACTS, identity, RUNNING, is_draft=is_draft)
 
 
 def check_place(identity: Mapping[str, str]) -> int:
@@ -147,15 +128,15 @@ def check_place(identity: Mapping[str, str]) -> int:
     the files of this rank hold. `check_running` comes first.
     """
     tp, ep, attention_dp = (int(identity[key]) for key in ("tp", "ep", "attention_dp"))
-    rank = int(_told("rank", lambda: get_parallel().tp_rank))
+    rank = int(RUNNING.told("rank", lambda: get_parallel().tp_rank))
     expected = {
         "moe_ep_rank": rank * ep // tp,
         "moe_tp_rank": rank % (tp // ep),
         "attn_tp_rank": rank % (tp // attention_dp),
     }
     for name, value in expected.items():
-        found = _told(name, partial(attrgetter(name), get_parallel()))
-        check_fact(f"{name} of rank {rank}", value, found, AS_PLANNED)
+        found = RUNNING.told(name, partial(attrgetter(name), get_parallel()))
+        check_fact(f"{name} of rank {rank}", value, found, RUNNING.as_planned)
     return rank
 
 
@@ -170,24 +151,12 @@ def check_runner(identity: Mapping[str, str], model: torch.nn.Module) -> None:
     name = identity.get("moe_runner", "")
     kernels = RUNNERS.get(name, Kernels((), ()))
     for path, module in layers.items():
-        method = _told("moe_runner", partial(attrgetter("quant_method"), module))
-        backend = _told("moe_runner", partial(attrgetter("runner_backend.value"), module))
+        method = RUNNING.told("moe_runner", partial(attrgetter("quant_method"), module))
+        backend = RUNNING.told("moe_runner", partial(attrgetter("runner_backend.value"), module))
         if type(method).__name__ not in kernels.classes or backend not in kernels.backends:
             raise LoadRefused(
                 f"moe_runner: the files are for {clean(name)}, found {type(method).__name__} with {backend} in {path}: "
-                f"{AS_PLANNED}"
+                f"{RUNNING.as_planned}"
             )
         order = W13_ORDERS[bool(getattr(method, "load_up_proj_weight_first", False))]
-        check_fact("w13_order", identity.get("w13_order", "no order"), order, AS_PLANNED)
-
-
-def _told(name: str, read: Callable[[], Any]) -> Any:
-    """What `read` returns. Raises LoadRefused if SGLang does not have it."""
-    try:
-        return read()
-    except Exception as error:
-        said = clean(str(error).partition("\n")[0])[:200]
-        raise LoadRefused(
-            f"{name}: SGLang {sglang.__version__} does not tell it ({type(error).__name__}: {said}): install it as it "
-            "was released"
-        ) from None
+        check_fact("w13_order", identity.get("w13_order", "no order"), order, RUNNING.as_planned)

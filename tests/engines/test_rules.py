@@ -546,7 +546,6 @@ BROKEN_RULES = [
     ("vllm", "o_b-blocks", {"tp": 32}, {}),
     ("vllm", "routed-parts", {"tp": 8, "dp": 7}, {}),
     ("vllm", "routed-groups", {"tp": 8, "dp": 8}, {}),
-    ("vllm", "routed-scales", {"tp": 4, "dp": 2}, {"fp8": True, "expert_dtype": "fp8"}),
     ("vllm", "routed-blocks", {"tp": 8, "dp": 8}, {"fp8": True, "expert_dtype": "fp8"}),
     ("vllm", "shared-blocks", {"tp": 16, "shared_experts": "split"}, {}),
     ("trtllm", "nodes", {"tp": 8, "nodes": 3}, {}),

@@ -149,8 +149,8 @@ NAMES = set(ENGINES)
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] != "engines")
 
-OF_ONE_ENGINE = {"sglang_plugin/running.py"}
-"""It runs inside SGLang, and is of this engine alone."""
+OF_ONE_ENGINE = {"sglang_plugin/running.py", "vllm_plugin/running.py"}
+"""They run inside an engine, and are of this one alone."""
 
 CATALOG = "catalog/options.py"
 """Lists names for completion, which must not import the engines. The engines take their names from it."""

@@ -428,7 +428,7 @@ def test_every_alternative_makes_a_feasible_plan_of_the_weight_that_it_says(mode
     ({"tp": 8, "dp": 3}, ("--tp 8 --dp 4", "--tp 8 --dp 2", "--tp 6 --dp 3")),
     ({"tp": 100}, ("--tp 96 --dp 6", "--tp 64 --ep 2 --dp 4", "--tp 32 --dp 2")),
     ({"tp": 9, "dp": 9, "a2a": "deepep"}, tuple(f"--tp {n} --dp {n} --a2a deepep" for n in (8, 6, 4))),
-    ({"tp": 5, "engine": "vllm"}, tuple(f"--tp {n} --engine vllm" for n in ("1 --ep 5 --dp 5", 4, "1 --ep 3 --dp 3"))),
+    ({"tp": 5, "engine": "vllm"}, tuple(f"--tp {n} --engine vllm" for n in ("1 --ep 5 --dp 5", 4, "1 --dp 3"))),
     ({"tp": 8, "gpu": "h20-96"}, tuple(f"--tp {n} --gpu h20-96" for n in ("12 --dp 3", 16, "32 --dp 2"))),
     ({"tp": 1, "gpu": "h100"}, ("--tp 16 --gpu h100",)),
 ])  # fmt: skip

@@ -34,13 +34,15 @@ class Backend:
     enum: str = ""
 
 
+MEGA = "deep_gemm_mega_moe"
+
 _FP4: dict[str, Backend] = {
     "marlin": Backend("FP4", "tile", hidden_tile=256, enum="MARLIN"),
     "flashinfer_cutlass": Backend("FP4", "tile", FROM_HOPPER, hidden_tile=128, enum="FLASHINFER_CUTLASS_MXFP4_MXFP8"),
     "flashinfer_trtllm": Backend("FP4", "tile", SM_10X, hidden_tile=256, enum="FLASHINFER_TRTLLM_MXFP4_MXFP8"),
     "deep_gemm": Backend("FP4", "tile", SM_10X | SM_12X, hidden_tile=128, enum="DEEPGEMM_MXFP4"),
     "triton_unfused": Backend("FP4", "tile", FROM_HOPPER, tile=64, hidden_tile=64, enum="TRITON_UNFUSED"),
-    "deep_gemm_mega_moe": Backend("FP4", "exact", SM_10X, sequence_parallel=True),
+    MEGA: Backend("FP4", "exact", SM_10X, sequence_parallel=True),
     "flashinfer_moe_ep_cutedsl": Backend("FP4", "exact", SM_10X, sequence_parallel=True),
     "flashinfer_moe_ep_mega_deep_gemm": Backend("FP4", "exact", SM_10X, sequence_parallel=True),
 }
@@ -67,6 +69,11 @@ BACKENDS_FP8 = {name: _FP8[name] for name in RUNNERS["vllm"] if name in _FP8}
 def backend_of(context: Context) -> Backend | None:
     """The backend of a deployment; None if its runner does not support the experts' format."""
     return table_of(context.deployment.experts).get(context.deployment.runner)
+
+
+def is_mega(context: Context) -> bool:
+    """Whether experts are those of vLLM's own DeepGEMM MegaMoE: it keeps them in the order of its kernel."""
+    return context.deployment.runner == MEGA
 
 
 def table_of(experts: str) -> dict[str, Backend]:

@@ -1,4 +1,4 @@
-"""vLLM's rank files for stock `--load-format sharded_state`: the raw parameters of its model classes.
+"""vLLM's rank files: the raw parameters of its model classes, for stock `--load-format sharded_state` and our loader.
 
 Names, fusions and paddings are a table; `conformance/` verified each line byte by byte against vLLM 0.33.0's
 `load_weights`. For parameters with several names, the files have the one that vLLM's own filter keeps. The draft model
@@ -8,15 +8,19 @@ Names, fusions and paddings are a table; `conformance/` verified each line byte 
 import json
 import struct
 
+from dsv4_shard.catalog.options import VLLM_LOADER_VERSIONS
 from dsv4_shard.engines.deployment import Context, Deployment
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parameters import DRAFT_FOLDER, Parameter, model_files, rank_file_name
 from dsv4_shard.engines.shared_rules import draft_blocks, left_out_draft
-from dsv4_shard.engines.vllm.backends import TILE, backend_of, fits, is_aligned
+from dsv4_shard.engines.vllm.backends import TILE, backend_of, fits, is_aligned, is_mega
 from dsv4_shard.engines.vllm.v4 import parameter_dtype, scale_repeat
 from dsv4_shard.models import Part, Role, Stage, TensorName
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 from dsv4_shard.tensors.header import Tensor
+
+LAYOUT = "dsv4-shard vllm 1"
+"""Name of what these files hold, for loaders. The number grows when the same deployment gets other files."""
 
 _MINUS_INFINITY = struct.pack("<f", float("-inf"))
 
@@ -63,6 +67,16 @@ _LAYER: dict[Role, Parameter] = {
     Role.SHARED_DOWN: Parameter("ffn.experts._shared_experts._layer.down_proj"),
 }
 
+_MEGA: dict[Role, Parameter] = {
+    Role.ROUTER: Parameter("ffn.gate"),
+    Role.ROUTER_BIAS: Parameter("ffn.gate.e_score_correction_bias", bare=True),
+    Role.ROUTER_HASH: Parameter("ffn.gate.tid2eid", bare=True),
+    Role.SHARED_GATE: Parameter("ffn.shared_experts.gate_up_proj", 0),
+    Role.SHARED_UP: Parameter("ffn.shared_experts.gate_up_proj", 1),
+    Role.SHARED_DOWN: Parameter("ffn.shared_experts.down_proj"),
+}
+"""Names of a layer under MegaMoE, where they differ."""
+
 _MODEL: dict[Role, Parameter] = {
     Role.EMBED: Parameter("model.embed_tokens"),
     Role.HEAD: Parameter("lm_head"),
@@ -93,9 +107,12 @@ _ROUTED = {
 def layout_class(context: Context) -> str:
     """Class of the shapes of routed experts; files of one class do not load as another.
 
-    A: FP4 rounded up to 128, B: FP4 rounded up to less, D: FP8 in whole blocks, E: FP8 in finer blocks, F: FP8 padded
-    by whole blocks.
+    A: FP4 rounded up to 128, B: FP4 rounded up to less, C: FP4 for MegaMoE, in the order of the checkpoint, which our
+    loader has vLLM turn into its kernel's, D: FP8 in whole blocks, E: FP8 in finer blocks, F: FP8 padded by whole
+    blocks.
     """
+    if is_mega(context):
+        return "C"
     if context.deployment.experts == "FP4":
         backend = backend_of(context)
         return "A" if backend is not None and backend.tile == TILE and backend.fit == "tile" else "B"
@@ -113,20 +130,19 @@ class VllmLayout:
     by_node = False
 
     def file_name(self, rank: int, part: int, deployment: Deployment) -> str:
-        """The pattern of `--load-format sharded_state`."""
-        return rank_file_name(rank, part)
+        """The pattern of `--load-format sharded_state`; with data parallelism, the one that `replica_pattern` names."""
+        replica, within = divmod(rank, deployment.tp)
+        return rank_file_name(within, part, replica if deployment.dp > 1 else None)
 
     def refusal(self, context: Context) -> str | None:
         """Refuse layouts whose sharded state does not load, or is not verified, though the checkpoint runs."""
         deployment, config, backend = context.deployment, context.config, backend_of(context)
-        if deployment.dp > 1:
-            return "vLLM's sharded_state names files by TP rank only: with data parallelism, replicas would mix"
+        if deployment.dp > 1 and deployment.version not in VLLM_LOADER_VERSIONS:
+            return f"data parallelism of vLLM {deployment.version} was not compared"
         if backend is not None and config.hidden_size % backend.hidden_tile:
             return f"hidden_size {config.hidden_size} would be rounded up to a multiple of {backend.hidden_tile}"
-        if backend is not None and backend.sequence_parallel:
-            return f"MoE backend {deployment.runner} registers its scales as views, which sharded_state cannot load"
-        if config.n_routed_experts % deployment.ep:
-            return f"{config.n_routed_experts} experts over EP {deployment.ep} are uneven: not verified"
+        if is_mega(context) and deployment.version not in VLLM_LOADER_VERSIONS:
+            return f"MoE backend {deployment.runner} needs our loader, which was not run with vLLM {deployment.version}"
         if layout_class(context) == "E" and (config.moe_intermediate_size % TILE or config.hidden_size % TILE):
             return f"vLLM's finer FP8 blocks need whole blocks of {TILE} to begin with"
         if deployment.version in _WHOLE_BLOCK_VERSIONS and layout_class(context) in ("E", "F"):
@@ -144,7 +160,8 @@ class VllmLayout:
         prefix = _prefix(name, context)
         if name.role in _ROUTED:
             return (_routed(tensor, name, context, dtype, folder, prefix),)
-        tables = {Stage.MODEL: _MODEL, Stage.LAYER: _LAYER, Stage.MTP: _LAYER | _DRAFT}
+        layer = _LAYER | (_MEGA if is_mega(context) else {})
+        tables = {Stage.MODEL: _MODEL, Stage.LAYER: layer, Stage.MTP: layer | _DRAFT}
         row = tables[name.stage][name.role]
         fill = _MINUS_INFINITY if name.role is Role.ATTN_SINK else b""
         kept = TargetTensor(row.full_name(prefix, name.part), dtype, folder, row.order, fill=fill)
@@ -176,13 +193,14 @@ class VllmLayout:
         """Properties that the files depend on and that names and shapes do not show."""
         deployment = context.deployment
         return {
-            "layout": f"dsv4-shard vllm 2, class {layout_class(context)}",
+            "layout": f"{LAYOUT}, class {layout_class(context)}",
             "engine": f"vllm {deployment.version}",
             "moe_backend": deployment.runner,
             "tp": str(deployment.tp),
             "ep": str(deployment.ep),
             "shared_experts": deployment.shared,
             "experts": deployment.experts,
+            **({"dp": str(deployment.dp)} if deployment.dp > 1 else {}),
         }
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
@@ -213,7 +231,7 @@ def _routed(tensor: Tensor, name: TensorName, context: Context, dtype: str, fold
     suffix = "weight" if name.part is Part.WEIGHT else scale
     padded_scale = name.part is Part.SCALE and layout_class(context) == "F"
     return TargetTensor(
-        f"{prefix}ffn.experts.routed_experts.{row.name}_{suffix}",
+        f"{prefix}ffn.experts.{'' if is_mega(context) else 'routed_experts.'}{row.name}_{suffix}",
         dtype,
         folder,
         row.order,

@@ -3,9 +3,10 @@
 import json
 from dataclasses import replace
 
+from dsv4_shard.catalog.options import LOAD_FORMAT
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.launch import FIRST_NODE, NODE_RANK, Command, Launch, Options, node_ranks
-from dsv4_shard.engines.vllm.backends import default_backend, is_aligned
+from dsv4_shard.engines.vllm.backends import default_backend, is_aligned, is_mega
 
 
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:
@@ -14,11 +15,22 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     options: Options = {"--trust-remote-code": None, "--kv-cache-dtype": "fp8", "--block-size": "256"}
     options |= {"--tokenizer-mode": "deepseek_v4", **parallel_options(context)}
     if sharded:
-        options["--load-format"] = "sharded_state"
+        options["--load-format"] = load_format(context)
     elif deployment.experts == "FP8" and context.config.expert_dtype != "fp8":
         options["--hf-overrides"] = """'{"expert_dtype": "fp8"}'"""
     start = on_nodes(model_path, options, deployment.nodes)
-    return replace(start, draft_options=_draft_options(context, model_path, sharded))
+    needs_plugin = sharded and load_format(context) == LOAD_FORMAT
+    return replace(start, draft_options=_draft_options(context, model_path, sharded), needs_plugin=needs_plugin)
+
+
+def load_format(context: Context) -> str:
+    """The load format for shards: our plugin's for replicas, which have files of their own, and for MegaMoE."""
+    return LOAD_FORMAT if context.deployment.dp > 1 or is_mega(context) else "sharded_state"
+
+
+def replica_pattern(replica: int | str) -> str:
+    """Pattern with which stock `sharded_state` finds the files of one replica."""
+    return f"model-dp-{replica}-rank-{{rank}}-part-{{part}}.safetensors"
 
 
 def _draft_options(context: Context, model_path: str, sharded: bool) -> str:
@@ -29,7 +41,7 @@ def _draft_options(context: Context, model_path: str, sharded: bool) -> str:
             return ""
         draft = {"method": "dspark"}
     elif sharded:
-        draft |= {"model": f"{model_path}/draft", "draft_load_config": {"load_format": "sharded_state"}}
+        draft |= {"model": f"{model_path}/draft", "draft_load_config": {"load_format": load_format(context)}}
     return f"--speculative-config '{json.dumps(draft)}'"
 
 

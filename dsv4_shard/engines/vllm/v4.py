@@ -6,6 +6,7 @@ Attention is cut over TP. Data parallelism adds more groups of TP ranks, and the
 whole only under sequence parallelism (EP with data parallelism or with a mega-MoE backend).
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from math import gcd
@@ -20,7 +21,7 @@ from dsv4_shard.engines.host_memory import VLLM_HOST
 from dsv4_shard.engines.nvfp4 import is_nvfp4, nvfp4_tensor
 from dsv4_shard.engines.parallelism import ep_off_or_all
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
-from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, NO_DP, for_engine, leave_out
+from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, for_engine, leave_out
 from dsv4_shard.engines.rules import NO_OPTION, SILENT, Divides, Requires, Rule, Symptom, in_stage
 from dsv4_shard.engines.shared_rules import (
     ADDED_IN_PARTS,
@@ -49,10 +50,11 @@ from dsv4_shard.engines.vllm.backends import (
     default_backend,
     fits,
     is_aligned,
+    is_mega,
     table_of,
 )
 from dsv4_shard.engines.vllm.kv_cache import cache_of
-from dsv4_shard.engines.vllm.launch import launch
+from dsv4_shard.engines.vllm.launch import launch, replica_pattern
 from dsv4_shard.models import V4, Module, Part, Role
 from dsv4_shard.tensors.geometry import FP4_GROUP
 from dsv4_shard.text.units import quotient
@@ -78,7 +80,8 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
     aligned = ep > 1 or inventory.config.moe_intermediate_size % (world * TILE) == 0
     runner = request.runner or default_backend(experts, gpu.sm, ep, aligned)
     backend = table_of(experts).get(runner)
-    whole = ep > 1 and (request.dp > 1 or (backend is not None and backend.sequence_parallel))
+    spread = ep > 1 and (request.dp > 1 or (backend is not None and backend.sequence_parallel))
+    whole = spread or (request.tp == 1 and request.dp > 1)
     own_way = "whole" if whole else "split" if shares_blocks_evenly(inventory, request.tp) else "pad"
     yield resolve(
         request, inventory, engine="vllm", version=VERSION, ep=ep, runner=runner, shared=own_way,
@@ -86,7 +89,8 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
     )  # fmt: skip
 
 
-def _sequence_parallel(context: Context) -> bool:
+def _whole_shared(context: Context) -> bool:
+    """Whether each of several ranks holds whole shared experts."""
     return context.deployment.shared_parts == 1 and context.deployment.world > 1
 
 
@@ -144,7 +148,7 @@ _UNSUPPORTED = "does not support the deployment configuration since kernel does 
 def _unsupported(context: Context) -> str | None:
     """What vLLM says of a backend that has no kernels for the GPU (`oracle/mxfp4.py`, `oracle/fp8.py`)."""
     backend = backend_of(context)
-    if backend is None or context.deployment.runner == "deep_gemm_mega_moe":
+    if backend is None or is_mega(context):
         return "NotImplementedError: DeepGEMM MegaMoE requires SM100 GPUs." if backend else None
     if backend.experts == "FP4":
         return f"ValueError: Mxfp4 MoE backend '{backend.enum}' {_UNSUPPORTED} current device cuda."
@@ -171,6 +175,14 @@ _MEGA_RULE = Requires(
     or c.deployment.ep > 1,
     "MoE backend {at.runner} needs expert parallelism",
     "NotImplementedError: DeepSeek V4 MegaMoE currently requires expert parallel.", remedies=(FULL_EP,), fatal=True,
+)  # fmt: skip
+
+_MEGA_EXPERTS_RULE = Divides(
+    "mega-experts", Module.ROUTED, lambda c: c.config.n_routed_experts, "n_routed_experts", lambda c: c.deployment.ep,
+    "EP", uneven=Symptom(
+        "AssertionError: n_physical_experts={size} must be divisible by ep_size={parts}. Adjust "
+        "num_redundant_experts.", remedies=(leave_out("runner"),),
+    ), when=is_mega,
 )  # fmt: skip
 
 VOCAB_RULE = vocab_rule(Symptom(remedies=(FEWER_RANKS,), heard=(INDIVISIBLE_QUOTE,)))
@@ -205,15 +217,15 @@ ROUTED_PARTS_RULE = Divides(
 RULES: tuple[Rule, ...] = (
     *CHOICES,
     Requires(
-        "shared-whole", Module.SHARED, lambda c: c.deployment.shared != "whole" or _sequence_parallel(c)
+        "shared-whole", Module.SHARED, lambda c: c.deployment.shared != "whole" or _whole_shared(c)
         or c.deployment.world == 1,
-        "vLLM keeps shared experts whole only under sequence parallelism (EP with data parallelism); under plain TP "
-        "it pads them, and has no option for another way", consequence=NO_OPTION,
+        "vLLM keeps shared experts whole only at TP 1 or under sequence parallelism (EP with data parallelism); under "
+        "plain TP it pads them, and has no option for another way", consequence=NO_OPTION,
         remedies=(leave_out("shared_experts"), for_engine("sglang")), fatal=True,
     ),
     Requires(
-        "shared-way", Module.SHARED, lambda c: c.deployment.shared == "whole" or not _sequence_parallel(c),
-        "under sequence parallelism vLLM keeps shared experts whole", consequence=NO_OPTION,
+        "shared-way", Module.SHARED, lambda c: c.deployment.shared == "whole" or not _whole_shared(c),
+        "at TP 1 or under sequence parallelism vLLM keeps shared experts whole", consequence=NO_OPTION,
         remedies=(leave_out("shared_experts"),), fatal=True,
     ),
     *CONFIGURATION_RULES,
@@ -230,13 +242,8 @@ RULES: tuple[Rule, ...] = (
             consequence=f"{SILENT}starts, and computes garbage",
             remedies=(for_engine("sglang"), "the original FP4 checkpoint"),
         ),
-        Requires(
-            "routed-scales", Module.ROUTED, lambda c: not _misreads_scales(c) or c.deployment.dp == 1,
-            "vLLM reads the E8M0 scales of FP8 experts as plain bytes (2^-7 becomes 120), and with data parallelism no "
-            "shards can be written that hold the right values",
-            consequence=f"{SILENT}starts, and computes garbage", remedies=(NO_DP, for_engine("sglang")),
-        ),
         ROUTED_PARTS_RULE,
+        _MEGA_EXPERTS_RULE,
         *BACKEND_RULES,
         Divides(
             "routed-groups", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
@@ -335,9 +342,9 @@ def scale_repeat(role: Role, part: Part, context: Context) -> int:
 def parameter_dtype(role: Role, part: Part, context: Context) -> str | None:
     """The dtype of vLLM's parameter; None if it is the checkpoint's."""
     if role is Role.ROUTER_HASH:
-        return "I32"
+        return None if is_mega(context) else "I32"
     if role in _ROUTED and context.deployment.experts == "FP4":
-        return "U8"
+        return None if is_mega(context) and part is Part.WEIGHT else "U8"
     return "F32" if part is Part.SCALE and context.deployment.experts == "FP8" else None
 
 
@@ -373,10 +380,21 @@ def notes(context: Context) -> tuple[str, ...]:
             "routed experts: vLLM's own loader reads these E8M0 scales as plain bytes (2^-7 becomes 120); the shards "
             "hold the right values, so serve them and not the checkpoint"
         )
+    if deployment.dp > 1 and not is_mega(context):
+        lines.append(_stock_start())
     if config.n_routed_experts % deployment.ep:
         least, more = divmod(config.n_routed_experts, deployment.ep)
         lines.append(f"routed experts uneven: {more} ranks hold {least + 1}, the others {least} (not with EPLB)")
     return tuple(lines)
+
+
+def _stock_start() -> str:
+    """How stock vLLM serves the shards of a data-parallel deployment."""
+    pattern = json.dumps({"pattern": replica_pattern("R")})
+    return (
+        "without this package, stock vLLM loads the shards of each replica R by a command of its own: add "
+        f"--data-parallel-rank R --load-format sharded_state --model-loader-extra-config '{pattern}'"
+    )
 
 
 def _padded(what: str, blocks: int, unit: int, ranks: int) -> str:

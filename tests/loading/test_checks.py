@@ -12,8 +12,7 @@ from support.checkpoints.small import open_folder
 
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import LoadRefused, NotAResult
-from dsv4_shard.planning.plan_builder import make_plan
-from dsv4_shard.sglang_plugin.checks import (
+from dsv4_shard.loading.checks import (
     check_apart,
     check_fact,
     check_file,
@@ -21,6 +20,7 @@ from dsv4_shard.sglang_plugin.checks import (
     find_manifest,
     rank_files,
 )
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.manifest import load_manifest
 from dsv4_shard.sharding.run import reshard
@@ -154,12 +154,14 @@ def test_two_names_for_one_place_in_memory_are_refused() -> None:
         check_apart({"a": 1, "b": 2, "c": 1})
 
 
+REMEDY = "start it as planned"
+
 HELD = {"a.weight": ("BF16", (2, 3)), "b.scale": ("F32", ())}
 
 
 def test_the_models_own_parameters_are_taken() -> None:
-    check_parameters(HELD, HELD)
-    check_parameters(HELD, HELD | {"c.k_scale": ("F32", ())}, frozenset({"c.k_scale"}))
+    check_parameters(HELD, HELD, REMEDY)
+    check_parameters(HELD, HELD | {"c.k_scale": ("F32", ())}, REMEDY, frozenset({"c.k_scale"}))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +175,7 @@ def test_the_models_own_parameters_are_taken() -> None:
 )
 def test_a_missing_unknown_or_other_parameter_is_refused_by_name(wanted: dict[str, Any], why: str) -> None:
     with pytest.raises(LoadRefused, match=why):
-        check_parameters(HELD, wanted)
+        check_parameters(HELD, wanted, REMEDY)
 
 
 @pytest.mark.slow
@@ -181,9 +183,10 @@ def test_a_missing_unknown_or_other_parameter_is_refused_by_name(wanted: dict[st
     ("module", "unwanted"),
     [
         ("dsv4_shard.sglang_plugin", {"torch", "typer", "rich", "huggingface_hub", "numpy", "pydantic"}),
-        ("dsv4_shard.sglang_plugin.checks", {"torch", "typer", "rich", "huggingface_hub"}),
+        ("dsv4_shard.vllm_plugin", {"torch", "typer", "rich", "huggingface_hub", "numpy", "pydantic"}),
+        ("dsv4_shard.loading.checks", {"torch", "typer", "rich", "huggingface_hub"}),
     ],
-    ids=["register", "checks"],
+    ids=["sglang", "vllm", "checks"],
 )
 def test_the_plugin_brings_no_command_line_into_the_engines_processes(module: str, unwanted: set[str]) -> None:
     code = f"import sys, {module}; print(*{unwanted} & sys.modules.keys())"

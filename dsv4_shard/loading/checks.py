@@ -1,9 +1,9 @@
 """The checks before a byte is copied: first everything that shapes do not show, then the shapes.
 
-This module imports nothing of SGLang: `running` and the loader say what runs, and the checks decide whether the files
-fit it. Each error is one line that names the file, parameter or property. Shapes do not depend on the rank, and files
-for another runner have the right shapes too. Without these checks, a swapped or foreign file would load and give wrong
-output.
+This module imports nothing of an engine: a plugin's `running` and loader say what runs, and the checks decide whether
+the files fit it. Each error is one line that names the file, parameter or property. Shapes do not depend on the rank,
+and files for another runner have the right shapes too. Without these checks, a swapped or foreign file would load and
+give wrong output.
 """
 
 from collections.abc import Hashable, Iterator, Mapping
@@ -20,9 +20,6 @@ from dsv4_shard.text.sanitize import short_name
 
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 """Parameter -> (dtype as in a safetensors header, shape)."""
-
-AS_PLANNED = "start SGLang as `launch` in plan.json says, or reshard for this deployment"
-"""What to do where the model is not the one that the files are for."""
 
 
 def find_manifest(folder: Path) -> tuple[Manifest, Path, str]:
@@ -94,22 +91,22 @@ def check_file(path: Path, entry: ManifestFile, rank: int, *, verify: bool = Fal
         file.close()
 
 
-def check_parameters(held: Shapes, wanted: Shapes, optional: frozenset[str] = frozenset()) -> None:
+def check_parameters(held: Shapes, wanted: Shapes, remedy: str, optional: frozenset[str] = frozenset()) -> None:
     """Compare names, dtypes and shapes of the files (`held`) with those of the model (`wanted`).
 
-    Raises LoadRefused with the difference. `optional` parameters may be in no file.
+    Raises LoadRefused with the difference and the remedy. `optional` parameters may be in no file.
     """
     missing = sorted(wanted.keys() - held.keys() - optional)
     unknown = sorted(held.keys() - wanted.keys())
     for what, names in (("of the model are in no file", missing), ("in the files are unknown to the model", unknown)):
         if names:
-            raise LoadRefused(f"{len(names)} parameters {what}: {some(names)}: {AS_PLANNED}")
+            raise LoadRefused(f"{len(names)} parameters {what}: {some(names)}: {remedy}")
     for name, (dtype, shape) in held.items():
         if (dtype, shape) != wanted[name]:
             due_dtype, due_shape = wanted[name]
             raise LoadRefused(
                 f"{short_name(name)} is {dtype} {list(shape)} in the file, {due_dtype} {list(due_shape)} in the model: "
-                f"{AS_PLANNED}"
+                f"{remedy}"
             )
 
 

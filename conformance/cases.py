@@ -67,6 +67,11 @@ class Case:
         return "fp8" in self.variant
 
     @property
+    def dspark(self) -> bool:
+        """Whether the checkpoint's draft is DSpark's stages."""
+        return self.variant.startswith("dspark-")
+
+    @property
     def request(self) -> dict[str, Any]:
         """What a user of dsv4-shard asks for: the fields of `catalog.request.Request`."""
         return {
@@ -89,8 +94,10 @@ class Case:
             variables["SGLANG_SHARED_EXPERT_TP1"] = str(int(self.shared == "whole" and not self.a2a))
             if self.fp8_experts:
                 variables["SGLANG_DSV4_FP4_EXPERTS"] = "0"
-            if self.sm == 100 and self.variant in BF16_O_A:
+            if self.sm == 100 and self.variant.removeprefix("dspark-") in BF16_O_A:
                 variables["SGLANG_OPT_FP8_WO_A_GEMM"] = "0"
+            if self.draft and self.dspark:
+                variables["SGLANG_RAGGED_VERIFY_MODE"] = "compact"  # by default it builds no confidence head
         return variables
 
     def to_dict(self) -> dict[str, Any]:
@@ -171,6 +178,30 @@ def _sglang() -> Iterator[Case]:
         yield Case("sglang", "fp4", "auto", 4, 4, 4, "whole", "megamoe", sm=100, dp_lm_head=dp_lm_head)
     for draft in (False, True):
         yield Case("sglang", "fp4-odd", tp=2, shared="whole", draft=draft, sm=100)
+    yield from _sglang_dspark()
+
+
+def _sglang_dspark() -> Iterator[Case]:
+    """DSpark's stages as drafts, and one target beside them."""
+    yield Case("sglang", "dspark-fp4", "marlin", 2, shared="split")
+    for variant, runner, tp, ep, dp, shared, sm in (
+        ("fp4", "marlin", 1, 1, 1, "split", 90),
+        ("fp4", "marlin", 2, 1, 1, "split", 90),
+        ("fp4", "marlin", 2, 1, 1, "whole", 90),
+        ("fp4", "marlin", 2, 2, 1, "split", 90),
+        ("fp4", "marlin", 8, 2, 1, "whole", 90),
+        ("fp4", "flashinfer_mxfp4", 2, 1, 1, "split", 90),
+        ("fp4", "flashinfer_mxfp4", 4, 4, 1, "whole", 90),
+        ("fp4-odd", "marlin", 2, 1, 1, "whole", 90),
+        ("fp8", "triton", 2, 1, 1, "split", 90),
+        ("fp8f32", "triton", 4, 4, 1, "whole", 90),
+        ("fp4", "auto", 1, 1, 1, "split", 100),
+        ("fp4", "auto", 2, 1, 1, "split", 100),
+        ("fp4", "auto", 4, 4, 1, "whole", 100),
+        ("fp8", "auto", 2, 1, 1, "split", 100),
+    ):
+        yield Case("sglang", f"dspark-{variant}", runner, tp, ep, dp, shared, draft=True, sm=sm)
+    yield Case("sglang", "dspark-fp4", tp=2, ep=2, shared="whole", a2a="deepep", draft=True)
 
 
 def _vllm() -> Iterator[Case]:
@@ -193,6 +224,7 @@ def _vllm() -> Iterator[Case]:
     for variant in ("fp8f32", "fp8e8"):
         yield from _vllm_fp8(variant)
     yield from _vllm_replicas()
+    yield from _vllm_dspark()
 
 
 def _vllm_replicas() -> Iterator[Case]:
@@ -216,6 +248,25 @@ def _vllm_replicas() -> Iterator[Case]:
     for variant in ("fp8f32", "fp8e8"):
         yield Case("vllm", variant, "auto", 2, 4, 2)
         yield Case("vllm", f"{variant}-odd", "auto", 1, 1, 2)
+
+
+def _vllm_dspark() -> Iterator[Case]:
+    """DSpark's stages as drafts, and one target beside them."""
+    yield Case("vllm", "dspark-fp4", "auto", 2)
+    for tp in (1, 2, 4, 8):
+        for ep in sorted({1, tp}):
+            yield Case("vllm", "dspark-fp4", "auto", tp, ep, draft=True)
+    for variant, runner, tp, ep, sm in (
+        ("fp4-odd", "auto", 2, 1, 90),
+        ("fp4-odd", "triton_unfused", 4, 1, 90),
+        ("fp8f32", "auto", 2, 1, 90),
+        ("fp8f32-odd", "auto", 2, 1, 90),
+        ("fp8f32-odd", "flashinfer_cutlass", 4, 1, 90),
+        ("fp8e8", "auto", 4, 4, 90),
+        ("fp4", "auto", 2, 1, 100),
+        ("fp8f32", "auto", 2, 2, 100),
+    ):
+        yield Case("vllm", f"dspark-{variant}", runner, tp, ep, draft=True, sm=sm)
 
 
 def _vllm_fp8(variant: str) -> Iterator[Case]:

@@ -36,7 +36,7 @@ _DTYPES = {
     "int32": "I32",
     "int64": "I64",
 }
-_LAYER = re.compile(r"(?<=\blayers\.)\d+")
+_LAYER = re.compile(r"(?<=\b(?:layers|stages)\.)\d+")
 
 Declared = dict[str, tuple[str, list[int]]]
 """name → (dtype, shape)"""

@@ -1,7 +1,7 @@
 """Tiny checkpoints that both engines take: real head sizes, every kind of layer, everything else as small as it can be.
 
 Layers: compressed 128:1 and routed by hash, not compressed and routed by hash, compressed 4:1 and routed by score; then
-one MTP block. 8 heads, output groups and experts cut into 8 ranks.
+one MTP block, or three DSpark stages. 8 heads, output groups and experts cut into 8 ranks.
 """
 
 from pathlib import Path
@@ -48,7 +48,7 @@ SEED = 20
 
 
 class Variant(NamedTuple):
-    """A way to store a checkpoint: `expert_dtype` of config.json (None: absent), and `demo.tensors_of`'s options."""
+    """A way to store a checkpoint: `expert_dtype` of config.json (None: absent), and `tensors_of`'s options."""
 
     expert_dtype: str | None
     scales: str = "F8_E8M0"
@@ -56,6 +56,7 @@ class Variant(NamedTuple):
     intermediate: int = 512
     vocab: int = 512
     experts: int = 8
+    dspark: bool = False
 
 
 _STORED = {
@@ -66,10 +67,24 @@ _STORED = {
 }
 """As DeepSeek's releases, sgl-project's FP8 re-releases, DeepSeek's Base checkpoints; these with E8M0 scales."""
 
-VARIANTS: dict[str, Variant] = _STORED | {
-    f"{name}-odd": variant._replace(intermediate=384) for name, variant in _STORED.items()
+_ODD = {f"{name}-odd": variant._replace(intermediate=384) for name, variant in _STORED.items()}
+
+VARIANTS: dict[str, Variant] = (
+    _STORED | _ODD | {f"dspark-{name}": variant._replace(dspark=True) for name, variant in (_STORED | _ODD).items()}
+)
+"""`odd`: an intermediate size of 3 blocks of 128, which TP 2 cuts into one and a half, as TP 16 does V4-Pro's 24.
+
+`dspark`: three DSpark stages in place of the MTP block, as in V4-Flash-0731 and V4-Pro-0813.
+"""
+
+_DSPARK: dict[str, Any] = {
+    "compress_ratios": [*CONFIG["compress_ratios"], 0, 0],
+    "dspark_block_size": 5,
+    "dspark_noise_token_id": 255,
+    "dspark_target_layer_ids": [0, 1, 2],
+    "dspark_markov_rank": 32,
 }
-"""`odd`: an intermediate size of 3 blocks of 128, which TP 2 cuts into one and a half, as TP 16 does V4-Pro's 24."""
+"""What a DSpark release's config.json has beside."""
 
 VARIANTS |= {
     "fp4-vocab": Variant("fp4", vocab=500),
@@ -88,6 +103,7 @@ def config_of(variant: str) -> dict[str, Any]:
         "vocab_size": made.vocab,
         "n_routed_experts": made.experts,
     }
+    document |= _DSPARK if made.dspark else {}
     return {key: value for key, value in document.items() if value is not None}
 
 
@@ -95,4 +111,5 @@ def write_variant(folder: Path, variant: str) -> Path:
     """Write a variant into the new folder `folder`: always the same bytes."""
     made = VARIANTS[variant]
     experts = "FP4" if made.expert_dtype == "fp4" else "FP8"
-    return write_checkpoint(folder, config_of(variant), SEED, experts=experts, scales=made.scales, o_a=made.o_a)
+    stored = {"experts": experts, "scales": made.scales, "o_a": made.o_a, "dspark": made.dspark}
+    return write_checkpoint(folder, config_of(variant), SEED, 3 if made.dspark else 1, **stored)

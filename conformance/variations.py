@@ -17,6 +17,7 @@ _FOUR = Case("sglang", "fp4", "marlin", 4, ep=2, shared="whole")
 _DP_HEAD = Case("sglang", "fp4", "marlin", 2, ep=2, dp=2, shared="whole", dp_lm_head=True)
 _DRAFT = Case("sglang", "fp4", "marlin", 2, ep=2, shared="whole", draft=True)
 _FP8 = Case("sglang", "fp8", "triton", 2, ep=2, shared="whole")
+_DSPARK = Case("sglang", "dspark-fp4", "marlin", 2, ep=2, shared="split", draft=True)
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ def _loaded() -> Iterator[Variation]:
     yield Variation("fp8-cutlass-by-triton", _FP8, options={"moe_runner_backend": "flashinfer_cutlass"})
     yield Variation("fp8-deepep", _FP8, options={"moe_a2a_backend": "deepep"})
     yield Variation("local-build", _EP, version="0.5.23+cu130")
+    yield Variation("dspark", _DSPARK)
+    yield Variation("dspark-without-confidence", _DSPARK, variables={"SGLANG_RAGGED_VERIFY_MODE": "static"})
 
 
 def _refused() -> Iterator[Variation]:
@@ -151,6 +154,10 @@ def _refused_by_shape() -> Iterator[Variation]:
     yield Variation("split", _EP, shape.format(".*shared_experts.*"), variables={"SGLANG_SHARED_EXPERT_TP1": "0"})
     yield Variation("fp8-experts", _EP, "moe_runner: .* found Fp8MoEMethod", variables={"SGLANG_DSV4_FP4_EXPERTS": "0"})
     missing = r"\d+ parameters of the model are in no file: .*{}"
+    eagle = {"speculative_algorithm": "EAGLE", "speculative_eagle_topk": 1, "speculative_num_steps": 1}
+    yield Variation(
+        "eagle-on-dspark", _DSPARK, missing.format("model.decoder"), eagle | {"speculative_num_draft_tokens": 2}
+    )
     yield Variation("unfused", _EP, missing.format("self_attn.wkv"), variables={"SGLANG_OPT_FUSE_WQA_WKV": "0"})
     yield Variation("fp8-wo-a", _EP, missing.format("wo_a.weight"), variables={"SGLANG_OPT_FP8_WO_A_GEMM": "1"})
     tied = {"json_model_override_args": '{"tie_word_embeddings": true}'}

@@ -17,13 +17,13 @@ from conformance.digests import DIGEST_DIGITS, Oracle, Param, Params, difference
 DRAFT_FOLDER = "draft"
 """Files of the draft model stand in this folder of the output."""
 
-_CACHE_SCALE = re.compile(r".*\.attn_mqa\.[kv]_scale")
+_CACHE_SCALE = re.compile(r".*\.self_attn\.attn(_mqa)?\.[kv]_scale")
 """In no checkpoint; SGLang's stock loader wants them in files, its model starts with them at -1."""
 
-_SHARED_WITH_TARGET = re.compile(r"(.*\.)?(?P<role>shared_head\.head|embed_tokens)\.weight")
+_SHARED_WITH_TARGET = re.compile(r"(.*\.)?(?P<role>shared_head\.head|lm_head|embed_tokens)\.weight")
 """Parameters of a draft model in vLLM that no checkpoint has, and that its stock loader wants in files."""
 
-_SOURCE_OF = {"shared_head.head": "head.weight", "embed_tokens": "embed.weight"}
+_SOURCE_OF = {"shared_head.head": "head.weight", "lm_head": "head.weight", "embed_tokens": "embed.weight"}
 _VOCAB_UNIT = 64
 """vLLM pads the vocabulary with zeros to a multiple of this number of rows."""
 

@@ -68,7 +68,7 @@ def prepare(job: Job) -> None:
     load_plugins()
     args = _server_args(case, job["model"], job.get("load_format", "auto"), job.get("options", {}))
     args.resolve_once()
-    for module in ("deepseek_v4_nextn", "registry"):
+    for module in ("deepseek_v4_nextn", "deepseek_v4_dspark", "registry"):
         importlib.import_module(f"sglang.srt.models.{module}")
     _prepared.append(Prepared(args, Path(job.get("draft") or job["model"])))
 
@@ -98,6 +98,8 @@ def _server_args(case: Case, model: str, load_format: str, more: dict[str, Any])
         options["enable_dp_lm_head"] = True
     if case.a2a:
         options["moe_a2a_backend"] = case.a2a
+    if case.draft and case.dspark:
+        options["speculative_algorithm"] = "DSPARK"
     return ServerArgs(**options | more)
 
 

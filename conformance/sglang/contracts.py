@@ -9,7 +9,7 @@ from sglang.srt.runtime_context import get_exec, get_parallel
 
 from conformance.cases import Case
 from conformance.sglang.bringup import bring_up, build
-from conformance.sglang.oracle import method_of
+from conformance.sglang.oracle import first_layer, method_of
 
 
 def contract(job: dict[str, Any]) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def contract(job: dict[str, Any]) -> dict[str, Any]:
     config = bring_up(job)
     facts = _resolved(config)
     model: Any = build(config, "meta")
-    layer = model.model.decoder if case.draft else model.model.layers[0]
+    layer = first_layer(model, case)
     facts |= {
         "n_local_heads": layer.self_attn.n_local_heads,
         "n_local_groups": layer.self_attn.n_local_groups,

@@ -60,14 +60,19 @@ def _load_model(config: ModelConfig) -> tuple[str, torch.nn.Module]:
 def _watch_post_load(seen: dict[str, Any]) -> None:
     """Keep the state with which `post_load_weights` is called first."""
     from sglang.srt.models.deepseek_v4 import DeepseekV4ForCausalLM
+    from sglang.srt.models.deepseek_v4_dspark import DeepseekV4ForCausalLMDSpark
 
-    real = DeepseekV4ForCausalLM.post_load_weights
+    def watch(model: Any) -> None:
+        real = model.post_load_weights
 
-    def watched(self: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
-        seen.setdefault("before", describe(self.state_dict()))
-        real(self, *args, **kwargs)
+        def watched(self: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+            seen.setdefault("before", describe(self.state_dict()))
+            real(self, *args, **kwargs)
 
-    DeepseekV4ForCausalLM.post_load_weights = watched
+        model.post_load_weights = watched
+
+    for model in (DeepseekV4ForCausalLM, DeepseekV4ForCausalLMDSpark):
+        watch(model)
 
 
 def _watch_processing(seen: dict[str, Any], process: bool) -> None:

@@ -17,8 +17,8 @@ from conformance.cases import Case
 from conformance.sglang.bringup import InsteadOfCuda, bring_up, build
 from conformance.states import POISONS, copy_state, describe, digest, poison, untouched
 
-UNLOADED = re.compile(r".*\.attn_mqa\.[kv]_scale")
-UNLOADED_DRAFT = re.compile(r".*\.attn_mqa\.[kv]_scale|lm_head\.weight|model\.embed_tokens\.weight")
+UNLOADED = re.compile(r".*\.self_attn\.attn(_mqa)?\.[kv]_scale")
+UNLOADED_DRAFT = re.compile(rf"{UNLOADED.pattern}|lm_head\.weight|model\.embed_tokens\.weight")
 """Not in checkpoints: scales of the KV cache; in a draft model, what it shares with its target."""
 
 
@@ -80,5 +80,11 @@ def _turned(model: torch.nn.Module, turn: Callable[[Any], None]) -> dict[str, st
 
 def method_of(model: Any, case: Case) -> str:
     """Class of the routed experts' quantization method: what the runner has come to."""
-    layer = model.model.decoder if case.draft else model.model.layers[0]
-    return type(layer.mlp.experts.quant_method).__name__
+    return type(first_layer(model, case).mlp.experts.quant_method).__name__
+
+
+def first_layer(model: Any, case: Case) -> Any:
+    """The first layer of a model, or of a draft model."""
+    if case.draft:
+        return model.stages[0] if case.dspark else model.model.decoder
+    return model.model.layers[0]

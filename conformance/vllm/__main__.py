@@ -7,7 +7,7 @@ from typing import Any
 from conformance.jobs import Function, run_jobs
 from conformance.vllm import stubs
 
-MODELS = ("vllm.models.deepseek_v4.nvidia.model", "vllm.models.deepseek_v4.nvidia.mtp")
+MODELS = tuple(f"vllm.models.deepseek_v4.nvidia.{module}" for module in ("model", "mtp", "dspark"))
 """Slow to import: before jobs are forked."""
 
 

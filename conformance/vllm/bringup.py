@@ -89,7 +89,8 @@ def bring_up(
     _fake_groups(case.tp, case.dp, rank)
     options: dict[str, Any] = {"kv_cache_dtype": "fp8"} | more | (_BRIEF if served is None else served)
     if case.draft:
-        options["speculative_config"] = {"method": "mtp", "num_speculative_tokens": 1}
+        method, tokens = ("dspark", 5) if case.dspark else ("mtp", 1)
+        options["speculative_config"] = {"method": method, "num_speculative_tokens": tokens}
     if case.dp > 1:
         options |= {"data_parallel_size": case.dp, "data_parallel_rank": rank // case.tp, "data_parallel_size_local": 1}
     config = EngineArgs(

@@ -18,7 +18,7 @@ from conformance.cases import Case
 from conformance.states import POISONS, copy_state, describe, poison, raw
 from conformance.vllm.bringup import bring_up, build, method_of, parameters_of
 
-UNLOADED_DRAFT = re.compile(r"(.*\.)?(shared_head\.head|embed_tokens)\.weight")
+UNLOADED_DRAFT = re.compile(r"(.*\.)?(shared_head\.head|lm_head|embed_tokens)\.weight")
 """In a draft model, what it shares with its target. A sharded-state file must hold them nevertheless."""
 
 _ROUTED_SCALE = re.compile(r".*\.experts\.\d+\.w[123]\.scale")

@@ -47,15 +47,20 @@ def version_rule(*versions: str) -> Requires:
     )  # fmt: skip
 
 
-DSPARK_LEFT_OUT = "these shards cannot hold its draft stages, so they draft nothing"
-
 FORMAT_LEFT_OUT = "the draft's experts are of another format than the target's, and the engine builds both in one"
 
 
-def left_out_draft(inventory: Inventory) -> str | None:
+_NO_DSPARK_VERSIONS = ("0.25.0",)
+"""Versions of vLLM whose DSpark classes were not run."""
+
+
+def left_out_draft(context: Context) -> str | None:
     """Why the files of SGLang and vLLM leave out the MTP blocks; None if they hold them."""
-    if inventory.draft.dspark:
-        return DSPARK_LEFT_OUT
+    inventory, version = context.inventory, context.deployment.version
+    if inventory.draft.dspark and version in _NO_DSPARK_VERSIONS:
+        return f"DSpark's own classes were not run in version {version}"
+    if inventory.draft.dspark and needs_other_head(context):
+        return "with attention DP, SGLang runs DSpark only with --enable-dp-lm-head, which these shards are not for"
     if not inventory.is_draft_known:
         return "the draft is of a format that is not known"
     return FORMAT_LEFT_OUT if inventory.draft_difference else None
@@ -69,20 +74,29 @@ KNOWN_DRAFT_RULE = Requires(
 """Rule of layouts that hold every tensor of the checkpoint."""
 
 
+def needs_other_head(context: Context) -> bool:
+    """Whether SGLang refuses DSpark with the deployment's head: `DSpark with dp attention requires ...`."""
+    return context.deployment.engine == "sglang" and context.deployment.dp > 1
+
+
 def draft_blocks(context: Context) -> int:
-    """Number of MTP blocks that the files of SGLang and vLLM hold as a draft model."""
-    return 0 if left_out_draft(context.inventory) else context.inventory.draft.blocks
+    """Number of MTP blocks, or DSpark stages, that the files of SGLang and vLLM hold as a draft model."""
+    return 0 if left_out_draft(context) else context.inventory.draft.blocks
+
+
+def is_dspark(stage: Stage, context: Context) -> bool:
+    """Whether a tensor of `stage` is of a DSpark draft."""
+    return stage is Stage.MTP and context.inventory.draft.dspark
 
 
 def is_left_out(stage: Stage, context: Context) -> bool:
     """Whether the raw layouts of SGLang and vLLM leave out the tensors of `stage`."""
-    return stage is Stage.MTP and left_out_draft(context.inventory) is not None
+    return stage is Stage.MTP and left_out_draft(context) is not None
 
 
 def draft_losses(context: Context) -> tuple[Loss, ...]:
     """The draft model, if the rank files of SGLang and vLLM leave it out."""
-    inventory = context.inventory
-    reason = left_out_draft(inventory)
+    inventory, reason = context.inventory, left_out_draft(context)
     if reason is None or not inventory.draft.blocks:
         return ()
     nbytes = sum(group.nbytes * count for group, count in inventory.groups.items() if group.stage is Stage.MTP)

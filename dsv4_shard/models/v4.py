@@ -44,6 +44,7 @@ class V4Config(ModelConfig):
     hc_mult: Count
     sliding_window: Count = 128
     compress_ratios: tuple[Natural, ...]
+    dspark_block_size: Count = 5
     dspark_markov_rank: Count = 256
     dspark_target_layer_ids: tuple[Natural, ...] = ()
 

@@ -59,7 +59,7 @@ def rank_nbytes(inventory: Inventory, deployment: Deployment, stages: tuple[Stag
 
 
 def beyond_roles(checkpoint: Checkpoint | None, engine: Engine, context: Context) -> tuple[int, int]:
-    """Bytes of (target, draft) files that no role counts: constants, and tensors that the draft has too.
+    """Bytes of (target, draft) files that no role counts: constants, and copies that the draft has of tensors.
 
     The latter are only known with the checkpoint.
     """
@@ -78,12 +78,13 @@ def beyond_roles(checkpoint: Checkpoint | None, engine: Engine, context: Context
 def _copies(
     checkpoint: Checkpoint, engine: Engine, layout: Layout, context: Context
 ) -> Iterator[tuple[TargetTensor, int]]:
-    """Yield every further place of a tensor outside of layers, with the bytes of a rank's part."""
-    groups = {group.role: group for group in context.inventory.groups if group.stage is Stage.MODEL}
-    outside = [(name, where) for name, where in context.inventory.names.items() if where[2] is Stage.MODEL]
-    for name, where in outside:
+    """Yield every further place of a tensor of the draft or outside of layers, with the bytes of a rank's part."""
+    groups = {(group.stage, group.role, group.part): group for group in context.inventory.groups}
+    for name, where in context.inventory.names.items():
+        if where.stage not in (Stage.MODEL, Stage.MTP) or where.expert >= 0:
+            continue
         fate = layout.fate(checkpoint.tensors[name], where, context)
-        stored = engine.rank_tensor_of(groups[where.role], context)
+        stored = engine.rank_tensor_of(groups[where.stage, where.role, where.part], context)
         if stored is not None and not isinstance(fate, LeftOut):
             yield from ((kept, stored.nbytes) for kept in fate[1:])
 

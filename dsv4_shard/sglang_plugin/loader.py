@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sglang.srt.model_loader import loader as stock
 
+from dsv4_shard.engines.sglang.files import CONFIDENCE
 from dsv4_shard.errors import LoadRefused
 from dsv4_shard.loading.checks import check_apart, check_parameters
 from dsv4_shard.sglang_plugin.rank_files import RankFiles
@@ -37,8 +38,11 @@ _DTYPES = {
     torch.int64: "I64",
 }
 
-_NEVER_LOADED = (".attn_mqa.k_scale", ".attn_mqa.v_scale")
+_NEVER_LOADED = tuple(f".{attention}.{which}_scale" for attention in ("attn_mqa", "attn") for which in ("k", "v"))
 """Parameters that are in no checkpoint: SGLang sets them itself."""
+
+_NOT_ALWAYS_BUILT = frozenset({CONFIDENCE})
+"""Parameters of files that a model has only in some modes of SGLang."""
 
 _SHARED_WITH_TARGET = frozenset({"model.embed_tokens.weight", "lm_head.weight"})
 """Parameters that a draft model takes from its target after loading."""
@@ -82,8 +86,9 @@ class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
             with device:
                 model = stock._initialize_model(model_config, self.load_config, quant_config)
             check_runner(origin.identity, model)
-            held = origin.open(rank)
             parameters = model.state_dict()
+            unused = _NOT_ALWAYS_BUILT - parameters.keys()
+            held = {name: kind for name, kind in origin.open(rank).items() if name not in unused}
             optional = _optional(parameters, is_draft=origin.is_draft)
             check_parameters(held, _shapes(parameters), RUNNING.as_planned, optional)
             check_apart({name: _memory_of(name, parameters[name]) for name in held})

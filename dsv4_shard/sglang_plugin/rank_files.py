@@ -33,9 +33,9 @@ class RankFiles:
         return {n: (i.dtype, i.shape) for header in headers.values() for n, i in header.tensors.items()}
 
     def fill(self, parameters: Mapping[str, torch.Tensor]) -> str:
-        """Copy every tensor into the parameter of its name; return what was read and verified, for the log."""
+        """Copy each tensor into the parameter of its name, if it is there; return what was read, for the log."""
         for path in self._paths:
             with safe_open(path, framework="pt", device="cpu") as file:
-                for name in file.keys():  # noqa: SIM118
+                for name in filter(parameters.__contains__, file.keys()):
                     parameters[name].data.copy_(file.get_tensor(name))
         return f"{len(self._paths)} files, {'bytes' if self._verify else 'headers'} verified"

@@ -16,12 +16,15 @@ ROLE_ORDER = {role: number for number, role in enumerate(Role)}
 
 
 def place_of(name: TensorName) -> tuple[int, int]:
-    """Return the position of a tensor's layer in a forward pass: embedding, layers, head, draft blocks."""
+    """Return the position of a tensor's layer in a forward pass: embedding, layers, head, then all draft blocks.
+
+    An engine may join tensors of several draft blocks.
+    """
     match name.stage:
         case Stage.LAYER:
             return 1, name.layer
         case Stage.MTP:
-            return 3, name.layer
+            return 3, 0
         case _:
             return (2 if name.role in _LAST else 0), 0
 

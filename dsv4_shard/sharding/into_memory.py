@@ -21,10 +21,11 @@ class MemorySink:
         self._places = [_places(file) for file in recipe.files]
 
     def put(self, file: int, offset: int, data: memoryview) -> None:
-        """Write `data`, which stands at byte `offset` of file number `file` and belongs to one tensor."""
+        """Write `data`, which stands at byte `offset` of file number `file`, if its one tensor has memory."""
         starts, names = self._places[file]
         index = bisect_right(starts, offset) - 1
-        self._memory[names[index]](offset - starts[index], data)
+        if (write := self._memory.get(names[index])) is not None:
+            write(offset - starts[index], data)
 
 
 def _places(file: OutputFile) -> tuple[list[int], list[str]]:
@@ -37,7 +38,7 @@ def _places(file: OutputFile) -> tuple[list[int], list[str]]:
 def load(
     recipe: Recipe, files: Collection[int], source: Source, memory: Mapping[str, Write], workers: int
 ) -> CopyResult:
-    """Fill the tensors of some files of `recipe`, by name, and return what `copy` does.
+    """Fill the tensors of some files of `recipe` that `memory` has, by name, and return what `copy` does.
 
     The bytes stay in the page cache, because other ranks of the machine need the same rows.
 

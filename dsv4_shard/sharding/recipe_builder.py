@@ -29,7 +29,7 @@ from dsv4_shard.engines import (
     local_size,
     places_of,
 )
-from dsv4_shard.models import NATIVE, Part, Role, TensorName, scale_name
+from dsv4_shard.models import NATIVE, Part, TensorName, scale_name
 from dsv4_shard.sharding.file_parts import ROLE_ORDER, FileKey, FileParts, place_of
 from dsv4_shard.sharding.recipe import (
     ALL_RANKS,
@@ -80,6 +80,10 @@ class _RankSpread:
 
     cuts: tuple[tuple[Slice, tuple[int, ...]], ...]
     ranks: tuple[int, ...]
+
+
+_Use = tuple[int, int]
+"""A tensor's layer and its role's position in it."""
 
 
 class _Batch(NamedTuple):
@@ -139,7 +143,8 @@ class _Slots(NamedTuple):
 class _Maker:
     """Builds one recipe.
 
-    It works layer by layer. No output tensor has sources in two layers, so the temporary data stays small.
+    It works layer by layer, so the temporary data stays small. No output tensor has sources in two layers; the MTP
+    blocks, which an engine may join, count as one layer.
     """
 
     def __init__(
@@ -225,26 +230,27 @@ class _Maker:
             return (constant.rank,) if constant.rank in self._wanted else ()
         return (ALL_RANKS,) if self._shares else self._ranks
 
-    def _alike(self) -> dict[tuple[int, int], dict[tuple[Role, object], list[Tensor]]]:
-        """The tensors of each layer, by its place, grouped by all that decides where they go.
+    def _alike(self) -> dict[tuple[int, int], dict[tuple[_Use, object], list[Tensor]]]:
+        """The tensors of each layer, by its place, grouped by their order of use and all that decides where they go.
 
-        Experts of one rank form one group.
+        Experts of one rank form one group. All MTP blocks have one place.
         """
-        layers: dict[tuple[int, int], dict[tuple[Role, object], list[Tensor]]] = {}
+        layers: dict[tuple[int, int], dict[tuple[_Use, object], list[Tensor]]] = {}
         for name, where in self._context.inventory.names.items():
             tensor = self._checkpoint.tensors[name]
             is_expert = isinstance(self._placements[where.role], Expert)
             holders = places_of(self._context, where.stage, where.layer).holders[where.expert] if is_expert else ()
             kind = (where.part, tensor.dtype, tensor.shape, tensor.file, holders)
-            layers.setdefault(place_of(where), {}).setdefault((where.role, kind), []).append(tensor)
+            use = (where.layer, ROLE_ORDER[where.role])
+            layers.setdefault(place_of(where), {}).setdefault((use, kind), []).append(tensor)
         return layers
 
-    def _batches(self, alike: dict[tuple[Role, object], list[Tensor]]) -> Iterator[_Batch]:
+    def _batches(self, alike: dict[tuple[_Use, object], list[Tensor]]) -> Iterator[_Batch]:
         """The batches of a layer: one for each destination of a group, in the order of use.
 
         Records the tensors that are left out.
         """
-        for _, tensors in sorted(alike.items(), key=lambda group: ROLE_ORDER[group[0][0]]):
+        for _, tensors in sorted(alike.items(), key=lambda group: group[0][0]):
             tensor, where = tensors[0], self._context.inventory.names[tensors[0].name]
             fate = self._layout.fate(tensor, where, self._context)
             if isinstance(fate, LeftOut):

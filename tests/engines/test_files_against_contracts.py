@@ -5,12 +5,13 @@ checkpoints of full width and as many layers as the contract was made with.
 """
 
 import json
+import re
 import struct
 from functools import cache
 from typing import Any
 
 import pytest
-from support.checkpoints.full_size import DATA, FLASH, PRO, config_of, in_memory
+from support.checkpoints.full_size import DATA, FLASH, PRO, config_of, in_memory, inventory_of
 
 from conformance.compact import read_contracts
 from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
@@ -18,7 +19,9 @@ from dsv4_shard.checkpoint.reader import Checkpoint
 from dsv4_shard.checkpoint.synthetic import tensors_of
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.registry import find_engine
+from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.sharding.recipe_builder import make_recipe
+from dsv4_shard.tensors.header import nbytes_of
 
 MODELS = {"pro": PRO, "flash": FLASH}
 NOT_IN_FILES = (".attn_mqa.k_scale", ".attn_mqa.v_scale")
@@ -29,7 +32,10 @@ NOT_IN_DRAFTS = {"model.embed_tokens.weight", "lm_head.weight"}
 def cut(document: dict[str, Any], layers: int) -> dict[str, Any]:
     """A config of fewer layers."""
     ratios = document["compress_ratios"]
-    return document | {"num_hidden_layers": layers, "compress_ratios": [*ratios[:layers], 0]}
+    document |= {"num_hidden_layers": layers, "compress_ratios": [*ratios[:layers], 0]}
+    if stages := document.get("dspark_target_layer_ids"):
+        document |= {"dspark_target_layer_ids": list(range(layers - len(stages), layers))}
+    return document
 
 
 def files_of(
@@ -208,3 +214,59 @@ def test_what_vllm_would_load_wrongly_is_not_written(request_: Request, why: str
     context = Context(inventory, next(vllm.candidates(inventory, request_)))
     assert vllm.breaches(context) == []
     assert why in vllm.layout.refusal(context)
+
+
+# --- DSpark drafts ----------------------------------------------------------------------------------------------------
+
+DSPARK_CONTRACTS = read_contracts("dspark")
+"""Drafts that the engines declare with the configs of 0731 and 0813; most of SGLang have no confidence head."""
+
+DSPARK_NAME = re.compile(
+    r"(?P<engine>\w+)/(?P<sm100>sm100/)?(?P<model>\w+)-(?P<release>\d{4})(-(?P<runner>[a-z]\w+))?-tp(?P<tp>\d+)(?P<ep>-ep)?"
+    r"(-sharedtp1-(?P<shared>[01]))?-rank0-dspark(?P<mode>-ragged_compact)?(-sm(?P<sm>100))?"
+)
+
+CACHE_SCALES = re.compile(r".*\.self_attn\.attn\.[kv]_scale")
+
+
+@cache
+def dspark_checkpoint(release: str) -> Any:
+    document = cut(config_of(release), 5)
+    return sound(in_memory(document, tensors_of(document, 3, dspark=True)))
+
+
+def dspark_request(name: str) -> tuple[str, Request]:
+    """The release and the request of a contract."""
+    found = DSPARK_NAME.fullmatch(name)
+    assert found is not None, name
+    tp, on_b200 = int(found["tp"]), bool(found["sm100"] or found["sm"])
+    runner = found["runner"] if found["runner"] != "auto" else None
+    shared = {"0": "split", "1": "whole", None: "auto"}[found["shared"]]
+    release = f"DeepSeek-V4-{found['model'].capitalize()}-{found['release']}"
+    return release, Request(
+        tp, ep=tp if found["ep"] else 1, engine=found["engine"], runner=runner, shared_experts=shared,
+        gpu="b200" if on_b200 else "h100",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DSPARK_CONTRACTS)
+def test_dspark_drafts_hold_what_the_engines_classes_declare(name: str) -> None:
+    release, request = dspark_request(name)
+    if config_of(release)["o_groups"] % request.tp:
+        pytest.skip("built with no output group on a rank: refused by a rule, see test_engines")
+    wanted = {key: spec for key, spec in declared(DSPARK_CONTRACTS[name]).items() if not CACHE_SCALES.fullmatch(key)}
+    held = files_of(request.engine, dspark_checkpoint(release), request, 0, draft=True)
+    if request.engine == "sglang" and "confidence_head.proj.weight" not in wanted:
+        assert held.pop("confidence_head.proj.weight")[0] == "F32"
+    assert held == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+@pytest.mark.parametrize("release", ["DeepSeek-V4-Flash-0731", "DeepSeek-V4-Pro-0813"])
+def test_bytes_of_a_plan_are_those_of_the_drafts_files(release: str, engine: str) -> None:
+    checkpoint, inventory = inventory_of(release)
+    plan = make_plan(checkpoint, inventory, Request(8, engine=engine))
+    held = files_of(engine, (checkpoint, inventory), Request(8, engine=engine), 0, draft=True)
+    assert plan.totals is not None
+    assert plan.totals.draft_bytes_per_rank == sum(nbytes_of(dtype, shape) for dtype, shape in held.values())

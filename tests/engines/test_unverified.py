@@ -69,6 +69,28 @@ def test_bytes_are_those_that_the_engines_declare(entry: dict[str, Any]) -> None
     assert on_gpu == (totals.target_bytes_per_rank_max if is_last else totals.target_bytes_per_rank_min)
 
 
+_VOCABULARY = 2 * 129280 // 8 * 5120 * 2
+"""Rows of the target's embedding and head in vLLM's draft, which no role counts."""
+
+
+@pytest.mark.parametrize(
+    ("request_", "declared"),
+    [
+        (Request(8, runner="marlin", shared_experts="split"), 1_227_289_608),
+        (Request(16, ep=16, runner="marlin", shared_experts="whole"), 840_961_416),
+        (Request(8, ep=8, engine="vllm"), 1_550_205_832 - _VOCABULARY),
+    ],
+)
+def test_bytes_of_v41s_draft_are_those_that_the_engines_declare(request_: Request, declared: int) -> None:
+    """SGLang's number is that of its default mode, without confidence head."""
+    inventory = inventory_of(V41)[1]
+    engine = engine_for(request_.engine, inventory.family)
+    context = Context(inventory, next(engine.candidates(inventory, request_)))
+    confidence = (5120 + 256) * 4 if request_.engine == "sglang" else 0
+    totals = totals_of(list(loads(engine, context)), context, (0, 0))
+    assert totals.draft_bytes_per_rank - confidence == declared
+
+
 def test_hash_columns_have_the_next_primes_of_rows() -> None:
     config = config_of(V41)["text_config"]
     tables = column_starts(config["engram_vocab_size"], 2, 24)

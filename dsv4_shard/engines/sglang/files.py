@@ -1,8 +1,8 @@
 """SGLang 0.5.23's rank files: the raw parameters of its model classes, as its own loader fills them.
 
 Names, fusions and orders are a table; `conformance/` verified each line byte by byte against SGLang's `load_weights`.
-The draft model (NextN) is a model of its own, so its files have a folder of their own. The files hold the state before
-SGLang's own changes after loading (the repack of FP4, the reordering of `ape`).
+The draft model (NextN, or DSpark) is a model of its own, so its files have a folder of their own. The files hold the
+state before SGLang's own changes after loading (the repack of FP4, the reordering of `ape`).
 """
 
 import struct
@@ -11,8 +11,16 @@ from dsv4_shard.engines.deployment import Context, Deployment
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parameters import DRAFT_FOLDER, Parameter, model_files, rank_file_name
 from dsv4_shard.engines.placement import GROUP_NAMES
-from dsv4_shard.engines.sglang.v4 import VERSION, Runner, environment_of, is_stock, parameter_dtype, runner_of
-from dsv4_shard.engines.shared_rules import draft_blocks, left_out_draft
+from dsv4_shard.engines.sglang.v4 import (
+    VERSION,
+    Runner,
+    environment_of,
+    is_stock,
+    keeps_o_a_fp8,
+    parameter_dtype,
+    runner_of,
+)
+from dsv4_shard.engines.shared_rules import draft_blocks, is_dspark, left_out_draft
 from dsv4_shard.models import Part, Role, Stage, TensorName
 from dsv4_shard.tensors.header import Tensor
 
@@ -20,6 +28,9 @@ LAYOUT = "dsv4-shard sglang 2"
 """Name of what these files hold, for loaders. The number grows when the same deployment gets other files."""
 
 W13_ORDERS = {False: "gate, up", True: "up, gate"}
+
+CONFIDENCE = "confidence_head.proj.weight"
+"""The parameter that a DSpark draft has only if SGLANG_RAGGED_VERIFY_MODE is other than its default, `static`."""
 
 _LAYER: dict[Role, Parameter] = {
     Role.ATTN_NORM: Parameter("input_layernorm"),
@@ -77,6 +88,25 @@ _DRAFT: dict[Role, Parameter] = {
 USUAL = {"lm_head": "TP"}
 """Choices that an identity names only where they differ from these, as files of earlier releases do not name them."""
 
+_STAGE: dict[Role, Parameter] = _LAYER | {
+    Role.Q_A: Parameter("self_attn.wq_a"),
+    Role.KV: Parameter("self_attn.wkv"),
+    Role.FINAL_NORM: Parameter("norm"),
+    Role.HC_HEAD_FN: Parameter("hc_head_fn", bare=True),
+    Role.HC_HEAD_BASE: Parameter("hc_head_base", bare=True),
+    Role.HC_HEAD_SCALE: Parameter("hc_head_scale", bare=True),
+    Role.DSPARK_MAIN_PROJ: Parameter("main_proj"),
+    Role.DSPARK_MAIN_NORM: Parameter("main_norm"),
+}
+"""Parameters of a DSpark stage, in which wq_a and wkv are not fused."""
+
+_DSPARK: dict[Role, Parameter] = {
+    Role.DSPARK_MARKOV_EMBED: Parameter("markov_head.markov_w1"),
+    Role.DSPARK_MARKOV_HEAD: Parameter("markov_head.markov_w2"),
+    Role.DSPARK_CONFIDENCE: Parameter(CONFIDENCE.removesuffix(".weight")),
+}
+"""Parameters of a DSpark draft outside of its stages."""
+
 _ROUTED = {Role.ROUTED_GATE: "w13", Role.ROUTED_UP: "w13", Role.ROUTED_DOWN: "w2"}
 
 
@@ -94,28 +124,30 @@ class SglangLayout:
 
     def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
         """The parameter that `tensor` goes into, and its transform."""
-        if name.stage is Stage.MTP and (reason := left_out_draft(context.inventory)) is not None:
+        if name.stage is Stage.MTP and (reason := left_out_draft(context)) is not None:
             return LeftOut(reason)
         if name.role in (Role.MTP_EMBED, Role.MTP_HEAD):
             return LeftOut("the draft model shares the target's embedding and head")
-        decodes = name.role is Role.O_A and parameter_dtype(Role.O_A, Part.WEIGHT, context) == "BF16"
+        decodes = name.role is Role.O_A and not keeps_o_a_fp8(context, name.stage)
         if decodes and name.part is Part.SCALE:
-            return LeftOut("multiplied into wo_a.weight, which SGLang holds in BF16 on Hopper")
+            return LeftOut("multiplied into wo_a.weight, which SGLang holds in BF16 on Hopper and in DSpark's stages")
         folder = DRAFT_FOLDER if name.stage is Stage.MTP else ""
-        dtype = parameter_dtype(name.role, name.part, context) or tensor.dtype
-        prefix = _prefix(name)
+        dtype = parameter_dtype(name.role, name.part, context, name.stage) or tensor.dtype
+        prefix = _prefix(name, context)
         if name.role in _ROUTED:
             suffix = "weight" if name.part is Part.WEIGHT else "weight_scale_inv"
             parameter = f"{prefix}mlp.experts.{_ROUTED[name.role]}_{suffix}"
             return (TargetTensor(parameter, dtype, folder, _w13_order(name.role, runner_of(context)), stacked=True),)
-        row = _row(name)
+        row = _row(name, context)
         transform = "fp8_to_bf16" if decodes and tensor.dtype == "F8_E4M3" else None
         return (TargetTensor(row.full_name(prefix, name.part), dtype, folder, row.order, transform=transform),)
 
     def refusal(self, context: Context) -> str | None:
-        """Refuse what is not verified against SGLang's loader: more than one MTP block."""
-        if draft_blocks(context) > 1:
-            return f"the checkpoint has {draft_blocks(context)} MTP blocks, SGLang's draft model has one"
+        """Refuse what is not verified against SGLang's loader: more draft blocks than it builds."""
+        blocks, built = draft_blocks(context), _built_blocks(context)
+        if blocks > built:
+            what = "DSpark stages" if context.inventory.draft.dspark else "MTP blocks"
+            return f"the checkpoint has {blocks} {what}, SGLang's draft model has {built}"
         return None
 
     def constants(self, context: Context) -> tuple[Constant, ...]:
@@ -123,10 +155,13 @@ class SglangLayout:
         if not is_stock(context):
             return ()
         config, one = context.config, struct.pack("<f", 1.0)
-        owners = [("", f"model.layers.{layer}.") for layer in range(config.num_hidden_layers)]
-        owners += [(DRAFT_FOLDER, "model.decoder.")] * draft_blocks(context)
+        owners = [("", f"model.layers.{layer}.self_attn.attn_mqa") for layer in range(config.num_hidden_layers)]
+        if is_dspark(Stage.MTP, context):
+            owners += [(DRAFT_FOLDER, f"stages.{stage}.self_attn.attn") for stage in range(draft_blocks(context))]
+        else:
+            owners += [(DRAFT_FOLDER, "model.decoder.self_attn.attn_mqa")] * draft_blocks(context)
         return tuple(
-            Constant(f"{prefix}self_attn.attn_mqa.{which}_scale", "F32", (), one, folder)
+            Constant(f"{prefix}.{which}_scale", "F32", (), one, folder)
             for folder, prefix in owners
             for which in ("k", "v")
         )
@@ -161,14 +196,26 @@ class SglangLayout:
         return model_files(context)
 
 
-def _prefix(name: TensorName) -> str:
-    """Prefix of the parameter's name: that of a layer, of the draft's one layer, or empty outside the layers."""
+def _built_blocks(context: Context) -> int:
+    """Blocks of SGLang's draft model: one (NextN), or as many stages as DSpark reads layers of the target."""
+    if not context.inventory.draft.dspark:
+        return 1
+    config = context.v4
+    return len(config.dspark_target_layer_ids) or config.num_nextn_predict_layers or 1
+
+
+def _prefix(name: TensorName, context: Context) -> str:
+    """Prefix of the parameter's name: that of a layer, of the draft's layer or stage, or empty outside of these."""
     if name.stage is Stage.LAYER:
         return f"model.layers.{name.layer}."
+    if is_dspark(name.stage, context):
+        return "" if name.role in _DSPARK else f"stages.{name.layer}."
     return "model.decoder." if name.stage is Stage.MTP and (name.role in _LAYER or name.role in _ROUTED) else ""
 
 
-def _row(name: TensorName) -> Parameter:
+def _row(name: TensorName, context: Context) -> Parameter:
+    if is_dspark(name.stage, context):
+        return _DSPARK.get(name.role) or _STAGE[name.role]
     if name.role in _LAYER:
         return _LAYER[name.role]
     return (_DRAFT if name.stage is Stage.MTP else _MODEL)[name.role]

@@ -57,14 +57,17 @@ from dsv4_shard.engines.shared_rules import (
     O_A_DECODING_RULE,
     attention_rules,
     draft_losses,
+    is_dspark,
     is_left_out,
+    left_out_draft,
+    needs_other_head,
     nvfp4_rule,
     version_rule,
     vocab_placement,
     vocab_rule,
 )
 from dsv4_shard.engines.stages import StartStage
-from dsv4_shard.models import V4, Module, Part, Role
+from dsv4_shard.models import V4, Module, Part, Role, Stage
 from dsv4_shard.tensors.geometry import FP4_GROUP
 
 VERSION = VERSIONS["sglang"][0]
@@ -429,9 +432,18 @@ TP_EXPERTS_RULE = Requires(
 )  # fmt: skip
 
 
-def keeps_o_a_fp8(context: Context) -> bool:
-    """Whether SGLang holds o_a in FP8: on sm_120 it does only if SGLANG_OPT_FP8_WO_A_GEMM asks for it."""
-    return context.deployment.gpu.sm in SM_10X and context.format(Role.O_A).name == "FP8"
+def keeps_o_a_fp8(context: Context, stage: Stage = Stage.LAYER) -> bool:
+    """Whether SGLang holds o_a in FP8: on sm_120 it does only if SGLANG_OPT_FP8_WO_A_GEMM asks for it.
+
+    DSpark's stages have it in BF16 on every GPU (`DSparkAttention`).
+    """
+    is_fp8 = context.deployment.gpu.sm in SM_10X and context.format(Role.O_A).name == "FP8"
+    return is_fp8 and not is_dspark(stage, context)
+
+
+def _decodes_no_o_a(context: Context) -> bool:
+    """Whether SGLang holds every o_a as it is stored, in FP8."""
+    return all(keeps_o_a_fp8(context, stage) for stage in (Stage.LAYER, Stage.MTP))
 
 
 def _o_a_blocks(rule: Divides) -> Divides:
@@ -471,7 +483,7 @@ RULES: tuple[Rule, ...] = (
     ),
     *in_stage(
         StartStage.LOADING,
-        replace(O_A_DECODING_RULE, holds=lambda c: keeps_o_a_fp8(c) or O_A_DECODING_RULE.holds(c)),
+        replace(O_A_DECODING_RULE, holds=lambda c: _decodes_no_o_a(c) or O_A_DECODING_RULE.holds(c)),
         MARLIN_RULE,
         QUANTIZED_MOE_RULE,
     ),
@@ -517,14 +529,14 @@ def place(role: Role, context: Context) -> Placement:
 
 
 def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
-    """SGLang's parameter dtypes: FP8 scales in F32; o_a in BF16 on Hopper, without its scale."""
+    """SGLang's parameter dtypes: FP8 scales in F32; o_a in BF16 on Hopper and in DSpark's stages, without its scale."""
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) or is_left_out(group.stage, context):
         return None
-    if group.role is Role.O_A and group.part is Part.SCALE and not keeps_o_a_fp8(context):
+    if group.role is Role.O_A and group.part is Part.SCALE and not keeps_o_a_fp8(context, group.stage):
         return None
     if is_nvfp4(group, context):
         return nvfp4_tensor(group, placement, context, scales_twice=not _has_trtllm_nvfp4(context), all_inputs=True)
-    return rank_tensor(group, placement, context, parameter_dtype(group.role, group.part, context))
+    return rank_tensor(group, placement, context, parameter_dtype(group.role, group.part, context, group.stage))
 
 
 def _has_trtllm_nvfp4(context: Context) -> bool:
@@ -532,13 +544,16 @@ def _has_trtllm_nvfp4(context: Context) -> bool:
     return context.deployment.gpu.sm in SM_10X and context.deployment.runner == "auto"
 
 
-_DTYPES = {Role.ROUTER_HASH: "I32", Role.COMPRESSOR_NORM: "F32", Role.INDEXER_NORM: "F32"}
+_DTYPES = {
+    Role.ROUTER_HASH: "I32",
+    **dict.fromkeys((Role.COMPRESSOR_NORM, Role.INDEXER_NORM, Role.DSPARK_CONFIDENCE), "F32"),
+}
 
 
-def parameter_dtype(role: Role, part: Part, context: Context) -> str | None:
+def parameter_dtype(role: Role, part: Part, context: Context, stage: Stage = Stage.LAYER) -> str | None:
     """The dtype of SGLang's parameter; None if it is the checkpoint's."""
     if role is Role.O_A and part is Part.WEIGHT:
-        return None if keeps_o_a_fp8(context) else "BF16"
+        return None if keeps_o_a_fp8(context, stage) else "BF16"
     if part is Part.SCALE:
         routed = role in (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
         row = runner_of(context)
@@ -611,10 +626,12 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
 
 def _draft_options(context: Context, model_path: str, sharded: bool) -> str:
     """Options for the draft model. SGLang takes only EAGLE with one token a step, and DSPARK, for V4."""
-    if context.inventory.draft.dspark:
-        return "" if sharded else "--speculative-algorithm DSPARK"
-    options = "--speculative-algorithm EAGLE --speculative-num-steps 3 --speculative-eagle-topk 1 "
-    options += "--speculative-num-draft-tokens 4"
+    options = "--speculative-algorithm DSPARK" + (" --enable-dp-lm-head" if needs_other_head(context) else "")
+    if not context.inventory.draft.dspark:
+        options = "--speculative-algorithm EAGLE --speculative-num-steps 3 --speculative-eagle-topk 1 "
+        options += "--speculative-num-draft-tokens 4"
+    if sharded and left_out_draft(context):
+        return ""
     if sharded:
         options += f" --speculative-draft-model-path {model_path}/draft --speculative-draft-load-format {LOAD_FORMAT}"
     return options

@@ -33,6 +33,8 @@ def place(role: Role, context: Context) -> Placement:
 
 def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
     """SGLang's parameter dtypes: those of V4; o_a in BF16 on every GPU, vision norms in F32, tables as stored."""
+    if group.role is Role.ROUTER_BIAS_VL and group.stage is Stage.MTP:
+        return None  # `_remap_dspark_weight_name` drops it
     if group.role is Role.O_A and group.stage is Stage.LAYER:
         return rank_tensor(group, placement, context, "BF16") if group.part is Part.WEIGHT else None
     if group.role in _AS_STORED and not is_left_out(group.stage, context):
@@ -44,9 +46,10 @@ def store(group: TensorGroup, placement: Placement, context: Context) -> RankTen
 
 def assumes(context: Context) -> str:
     """What bytes per rank rest on."""
-    draft = " and without DSpark's draft" if context.inventory.draft.dspark else ""
-    tables = "with engram tables in the GPU's memory"
-    return f"weights are the parameters that SGLang's classes declare for V4.1, {tables}{draft}; they were not loaded"
+    return (
+        "weights are the parameters that SGLang's classes declare for V4.1, with engram tables in the GPU's memory; "
+        "they were not loaded"
+    )
 
 
 _LATER = (StartStage.CONSTRUCTION, StartStage.LOADING)

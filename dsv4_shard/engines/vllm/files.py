@@ -2,7 +2,7 @@
 
 Names, fusions and paddings are a table; `conformance/` verified each line byte by byte against vLLM 0.33.0's
 `load_weights`. For parameters with several names, the files have the one that vLLM's own filter keeps. The draft model
-(MTP) is a model of its own, so its files have a folder of their own.
+(MTP, or DSpark) is a model of its own, so its files have a folder of their own.
 """
 
 import json
@@ -12,7 +12,7 @@ from dsv4_shard.catalog.options import VLLM_LOADER_VERSIONS
 from dsv4_shard.engines.deployment import Context, Deployment
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parameters import DRAFT_FOLDER, Parameter, model_files, rank_file_name
-from dsv4_shard.engines.shared_rules import draft_blocks, left_out_draft
+from dsv4_shard.engines.shared_rules import draft_blocks, is_dspark, left_out_draft
 from dsv4_shard.engines.vllm.backends import TILE, backend_of, fits, is_aligned, is_mega
 from dsv4_shard.engines.vllm.v4 import parameter_dtype, scale_repeat
 from dsv4_shard.models import Part, Role, Stage, TensorName
@@ -25,6 +25,9 @@ LAYOUT = "dsv4-shard vllm 1"
 _MINUS_INFINITY = struct.pack("<f", float("-inf"))
 
 _ONE = {"F8_E8M0": b"\x7f", "F32": struct.pack("<f", 1.0)}
+
+DSPARK_STAGES = 3
+"""Stages that vLLM builds (`models/deepseek_v4/nvidia/dspark.py`)."""
 
 _EXPERT_MAP_VERSIONS = ("0.25.0",)
 """Versions whose models own a map from experts to local slots if experts are spread over ranks."""
@@ -97,6 +100,22 @@ _DRAFT: dict[Role, Parameter] = {
     Role.MTP_HNORM: Parameter("hnorm"),
 }
 
+_DSPARK: dict[Role, Parameter] = {
+    Role.HC_HEAD_FN: Parameter("model.hc_head_fn", bare=True),
+    Role.HC_HEAD_BASE: Parameter("model.hc_head_base", bare=True),
+    Role.HC_HEAD_SCALE: Parameter("model.hc_head_scale", bare=True),
+    Role.FINAL_NORM: Parameter("model.norm"),
+    Role.DSPARK_MAIN_PROJ: Parameter("model.main_proj"),
+    Role.DSPARK_MAIN_NORM: Parameter("model.main_norm"),
+    Role.DSPARK_MARKOV_EMBED: Parameter("model.markov_head.markov_w1"),
+    Role.DSPARK_MARKOV_HEAD: Parameter("model.markov_head.markov_w2"),
+    Role.DSPARK_CONFIDENCE: Parameter("model.confidence_head.proj"),
+}
+"""Parameters of a DSpark draft outside of its stages, which are its layers."""
+
+_CONTEXT_KV = Parameter("model.context_wkv_proj")
+"""A second copy of the wkv of all DSpark stages, one after the other."""
+
 _ROUTED = {
     Role.ROUTED_GATE: Parameter("w13", 0),
     Role.ROUTED_UP: Parameter("w13", 1),
@@ -137,6 +156,8 @@ class VllmLayout:
     def refusal(self, context: Context) -> str | None:
         """Refuse layouts whose sharded state does not load, or is not verified, though the checkpoint runs."""
         deployment, config, backend = context.deployment, context.config, backend_of(context)
+        if is_dspark(Stage.MTP, context) and draft_blocks(context) not in (0, DSPARK_STAGES):
+            return f"the checkpoint has {draft_blocks(context)} DSpark stages, vLLM's draft model has {DSPARK_STAGES}"
         if deployment.dp > 1 and deployment.version not in VLLM_LOADER_VERSIONS:
             return f"data parallelism of vLLM {deployment.version} was not compared"
         if backend is not None and config.hidden_size % backend.hidden_tile:
@@ -151,7 +172,7 @@ class VllmLayout:
 
     def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
         """The parameter that `tensor` goes into, and its transform."""
-        if name.stage is Stage.MTP and (reason := left_out_draft(context.inventory)) is not None:
+        if name.stage is Stage.MTP and (reason := left_out_draft(context)) is not None:
             return LeftOut(reason)
         if name.role in (Role.MTP_EMBED, Role.MTP_HEAD):
             return LeftOut("the draft model shares the target's embedding and head")
@@ -161,11 +182,12 @@ class VllmLayout:
         if name.role in _ROUTED:
             return (_routed(tensor, name, context, dtype, folder, prefix),)
         layer = _LAYER | (_MEGA if is_mega(context) else {})
-        tables = {Stage.MODEL: _MODEL, Stage.LAYER: layer, Stage.MTP: layer | _DRAFT}
+        draft = _DSPARK if context.inventory.draft.dspark else _DRAFT
+        tables = {Stage.MODEL: _MODEL, Stage.LAYER: layer, Stage.MTP: layer | draft}
         row = tables[name.stage][name.role]
         fill = _MINUS_INFINITY if name.role is Role.ATTN_SINK else b""
         kept = TargetTensor(row.full_name(prefix, name.part), dtype, folder, row.order, fill=fill)
-        return (kept, *_for_the_draft(name, dtype, context))
+        return (kept, *_copies_in_the_draft(name, dtype, context))
 
     def constants(self, context: Context) -> tuple[Constant, ...]:
         """The map from experts to local slots, for versions whose model owns one."""
@@ -221,6 +243,8 @@ def _prefix(name: TensorName, context: Context) -> str:
         return f"model.layers.{name.layer}."
     if name.stage is Stage.MODEL:
         return ""
+    if context.inventory.draft.dspark:
+        return "" if name.role in _DSPARK else f"model.layers.{name.layer}."
     block = f"model.layers.{context.config.num_hidden_layers + name.layer}."
     return f"{block}mtp_block." if name.role in _LAYER or name.role in _ROUTED else block
 
@@ -241,11 +265,19 @@ def _routed(tensor: Tensor, name: TensorName, context: Context, dtype: str, fold
     )
 
 
-def _for_the_draft(name: TensorName, dtype: str, context: Context) -> tuple[TargetTensor, ...]:
-    """The draft's own embedding and head: sharded_state expects them, although vLLM replaces them by the target's."""
-    blocks = range(draft_blocks(context))
+def _copies_in_the_draft(name: TensorName, dtype: str, context: Context) -> tuple[TargetTensor, ...]:
+    """Further places of a tensor in the draft's files.
+
+    These have the target's embedding and head, since sharded_state expects them, although vLLM replaces them by the
+    target's. DSpark's have each stage's wkv a second time.
+    """
+    blocks, dspark = range(draft_blocks(context)), context.inventory.draft.dspark
     if name.role is Role.EMBED and blocks:
         return (TargetTensor("model.embed_tokens.weight", dtype, DRAFT_FOLDER),)
+    if name.role is Role.KV and is_dspark(name.stage, context):
+        return (TargetTensor(_CONTEXT_KV.full_name("", name.part), dtype, DRAFT_FOLDER, name.layer),)
+    if name.role is Role.HEAD and dspark and blocks:
+        return (TargetTensor("lm_head.weight", dtype, DRAFT_FOLDER),)
     if name.role is Role.HEAD:
         first = context.config.num_hidden_layers
         return tuple(

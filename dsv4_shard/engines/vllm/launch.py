@@ -6,6 +6,7 @@ from dataclasses import replace
 from dsv4_shard.catalog.options import LOAD_FORMAT
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.launch import FIRST_NODE, NODE_RANK, Command, Launch, Options, node_ranks
+from dsv4_shard.engines.shared_rules import left_out_draft
 from dsv4_shard.engines.vllm.backends import default_backend, is_aligned, is_mega
 
 
@@ -37,10 +38,10 @@ def _draft_options(context: Context, model_path: str, sharded: bool) -> str:
     """Options for the draft model."""
     draft: dict[str, object] = {"method": "mtp", "num_speculative_tokens": 1}
     if context.inventory.draft.dspark:
-        if sharded:
-            return ""
-        draft = {"method": "dspark"}
-    elif sharded:
+        draft = {"method": "dspark", "num_speculative_tokens": context.v4.dspark_block_size}
+    if sharded and left_out_draft(context):
+        return ""
+    if sharded:
         draft |= {"model": f"{model_path}/draft", "draft_load_config": {"load_format": load_format(context)}}
     return f"--speculative-config '{json.dumps(draft)}'"
 

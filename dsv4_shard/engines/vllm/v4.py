@@ -343,6 +343,8 @@ def parameter_dtype(role: Role, part: Part, context: Context) -> str | None:
     """The dtype of vLLM's parameter; None if it is the checkpoint's."""
     if role is Role.ROUTER_HASH:
         return None if is_mega(context) else "I32"
+    if role is Role.DSPARK_CONFIDENCE:
+        return "F32"
     if role in _ROUTED and context.deployment.experts == "FP4":
         return None if is_mega(context) and part is Part.WEIGHT else "U8"
     return "F32" if part is Part.SCALE and context.deployment.experts == "FP8" else None

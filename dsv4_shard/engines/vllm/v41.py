@@ -48,7 +48,8 @@ def store(group: TensorGroup, placement: Placement, context: Context) -> RankTen
 def _row_scales(group: TensorGroup, placement: Placement, context: Context) -> RankTensor:
     """Scales of blocks, each repeated for the rows of its block: as many rows as the weight has."""
     inner = placement.inner if isinstance(placement, Expert) else placement
-    stored, rows = rank_tensor(group, inner, context), context.block(group.role).rows
+    fmt = context.inventory.format(group.role, group.stage)
+    stored, rows = rank_tensor(group, inner, context), fmt.block.rows if fmt and fmt.block else 1
     return replace(
         stored,
         shape=(stored.shape[0] * rows, *stored.shape[1:]),
@@ -59,9 +60,10 @@ def _row_scales(group: TensorGroup, placement: Placement, context: Context) -> R
 
 def assumes(context: Context) -> str:
     """What bytes per rank rest on."""
-    draft = " and without DSpark's draft" if context.inventory.draft.dspark else ""
-    tables = "with engram tables in host memory (its default)"
-    return f"weights are the parameters that vLLM's classes declare for V4.1, {tables}{draft}; they were not loaded"
+    return (
+        "weights are the parameters that vLLM's classes declare for V4.1, with engram tables in host memory (its "
+        "default); they were not loaded"
+    )
 
 
 _LATER = (StartStage.CONSTRUCTION, StartStage.LOADING)

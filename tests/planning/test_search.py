@@ -345,7 +345,7 @@ def test_the_command_ends_with_one_where_nothing_fits(tmp_path: Path) -> None:
     result = run("plan", root_of(PRO), "--gpus", "8", "--gpu", "h100", "--engine", "sglang", "-o", tmp_path / "plan")
     assert result.exit_code == ExitCode.NO
     assert "Nothing fits" in result.stdout
-    assert "12 h100 GPUs would do: --tp 12" in result.stdout
+    assert "12 × NVIDIA H100 80 GB would do: --tp 12" in result.stdout
     assert not (tmp_path / "plan").exists()
 
 
@@ -405,5 +405,7 @@ def test_a_narrowed_search_finds_what_the_whole_one_finds_with_these_options(giv
 def test_options_beside_gpus_narrow_the_search_and_are_named() -> None:
     result = run("plan", root_of(PRO), "--gpus", "8", "--gpu", "b200", "--a2a", "deepep", "--dp", "4")
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[0].endswith("with --dp 4 --a2a deepep")
+    assert " ".join(result.stdout.split()).startswith(
+        "8 × NVIDIA B200: SGLang, vLLM, DeepSeek reference, TensorRT-LLM, with --dp 4 --a2a deepep "
+    )
     assert "--tp 8 --dp 4 --a2a deepep --gpu b200" in joined(result.stdout)

@@ -5,10 +5,14 @@ Standard library only: the engines' environments import this module too.
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 GPU_OF_SM = {90: "h200", 100: "b200"}
 """A GPU of each architecture, under its name in `dsv4-shard --gpu`."""
+
+LOCATIONS = Path(__file__).parent.parent / "tests" / "data" / "locations"
+"""Maps of the experts of the three layers of `tiny.CONFIG` to slots."""
 
 BF16_O_A = ("fp8", "fp8-odd")
 """Variants with wo_a in BF16: SGLang refuses to load them on Blackwell, unless it is told to hold wo_a in BF16."""
@@ -20,7 +24,8 @@ class Case:
 
     `variant` is a key of `tiny.VARIANTS`, `runner` the MoE backend as the engine calls it (`auto`: its own choice),
     `dp` SGLang's attention DP, or vLLM's replicas. `shared` is whole or split; vLLM leaves no choice (`auto`). `draft`
-    looks at the MTP model instead of the target. `dp_lm_head` is SGLang's option of that name.
+    looks at the MTP model instead of the target. `dp_lm_head` and `redundant` are options of SGLang,
+    `locations` the name of a map in LOCATIONS.
     """
 
     engine: str
@@ -34,6 +39,8 @@ class Case:
     draft: bool = False
     sm: int = 90
     dp_lm_head: bool = False
+    redundant: int = 0
+    locations: str | None = None
 
     @property
     def name(self) -> str:
@@ -44,6 +51,8 @@ class Case:
         words += [self.shared] if self.shared != "auto" else []
         words += [self.a2a] if self.a2a else []
         words += ["dphead"] if self.dp_lm_head else []
+        words += [f"red{self.redundant}"] if self.redundant else []
+        words += [self.locations] if self.locations else []
         words += ["draft"] if self.draft else []
         return "-".join([*words, f"sm{self.sm}"])
 
@@ -56,6 +65,11 @@ class Case:
         """
         world = self.tp * self.dp if self.engine == "vllm" else self.tp
         return {1: (0,), 2: (0, 1), 3: (0, 1, 2), 4: (0, 1, 3), 8: (0, 3, 7)}[world]
+
+    @property
+    def locations_file(self) -> str | None:
+        """The file of the map of experts."""
+        return str(LOCATIONS / f"{self.locations}.json") if self.locations else None
 
     @property
     def is_mega(self) -> bool:
@@ -84,6 +98,8 @@ class Case:
             "shared_experts": self.shared,
             "gpu": GPU_OF_SM[self.sm],
             "dp_lm_head": self.dp_lm_head,
+            "redundant_experts": self.redundant,
+            "expert_locations": self.locations_file,
         }
 
     @property
@@ -149,6 +165,7 @@ def _sglang() -> Iterator[Case]:
         ("fp4", "marlin", 2, 1, 1, "split", None),
     ):
         yield Case("sglang", variant, runner, tp, ep, dp, shared, a2a, dp_lm_head=True)
+    yield from _sglang_places()
     for draft in (False, True):
         yield Case("sglang", "fp4-vocab", "marlin", 2, shared="split", draft=draft)
     yield Case("sglang", "fp8-vocab", "triton", 4, 4, 2, "whole")
@@ -176,6 +193,7 @@ def _sglang() -> Iterator[Case]:
     yield Case("sglang", "fp4", tp=2, ep=2, dp=2, shared="whole", a2a="deepep", sm=100)
     for dp_lm_head in (False, True):
         yield Case("sglang", "fp4", "auto", 4, 4, 4, "whole", "megamoe", sm=100, dp_lm_head=dp_lm_head)
+    yield Case("sglang", "fp4", "auto", 4, 4, 4, "whole", "megamoe", sm=100, dp_lm_head=True, redundant=4)
     for draft in (False, True):
         yield Case("sglang", "fp4-odd", tp=2, shared="whole", draft=draft, sm=100)
     yield from _sglang_dspark()
@@ -202,6 +220,22 @@ def _sglang_dspark() -> Iterator[Case]:
     ):
         yield Case("sglang", f"dspark-{variant}", runner, tp, ep, dp, shared, draft=True, sm=sm)
     yield Case("sglang", "dspark-fp4", tp=2, ep=2, shared="whole", a2a="deepep", draft=True)
+
+
+def _sglang_places() -> Iterator[Case]:
+    """Redundant experts, and experts in other slots: maps with slots for redundant ones, and without."""
+    for tp, ep, dp, shared, a2a, redundant, locations in (
+        (2, 2, 1, "whole", None, 2, None),
+        (2, 2, 1, "whole", None, 0, "strided"),
+        (2, 2, 1, "whole", None, 2, "strided-ten"),
+        (2, 1, 1, "split", None, 2, "strided-ten"),
+        (4, 4, 4, "whole", "deepep", 4, "strided-twelve"),
+        (4, 2, 2, "whole", None, 4, None),
+    ):
+        runner = "auto" if a2a else "marlin"
+        yield Case("sglang", "fp4", runner, tp, ep, dp, shared, a2a, redundant=redundant, locations=locations)
+    yield Case("sglang", "fp4", "marlin", 2, 2, shared="whole", draft=True, redundant=2, locations="strided-ten")
+    yield Case("sglang", "fp8", "triton", 2, 2, shared="whole", redundant=2, locations="strided-ten")
 
 
 def _vllm() -> Iterator[Case]:

@@ -69,6 +69,8 @@ def reshard_case(case: Case, work: Path) -> list[str]:
         if request[key] is not None:
             command += [option, str(request[key])]
     command += ["--dp-lm-head"] if case.dp_lm_head else []
+    command += ["--redundant-experts", str(case.redundant)] if case.redundant else []
+    command += ["--expert-locations", case.locations_file] if case.locations_file else []
     done = subprocess.run(command, capture_output=True, text=True)
     return [f"dsv4-shard ended with {done.returncode}: {done.stderr.strip()}"] if done.returncode else []
 
@@ -80,7 +82,8 @@ def _load_jobs(oracle: Oracle, checkpoint: Path, out: Path, load_format: str) ->
     """
     case = oracle.case
     formats = [load_format] if case.engine == "sglang" or case.is_mega else ["sharded_state", load_format]
-    if case.engine == "sglang" and case.fp8_experts and case.sm == 90 and not case.draft:
+    in_order = not (case.redundant or case.locations)
+    if case.engine == "sglang" and case.fp8_experts and case.sm == 90 and not case.draft and in_order:
         formats.append("sharded_state")
     for rank in oracle.ranks:
         want = {"do": "load", "case": case.to_dict(), "rank": rank, "turned": oracle.turned}

@@ -13,8 +13,12 @@ NODES = 2
 
 
 def is_served(case: Case) -> bool:
-    """Node folders serve EP over all ranks. vLLM's own loader misreads `fp8e8`, so no load of it is right."""
-    return case.ep == case.tp > 1 and case.a2a is None and "fp8e8" not in case.variant
+    """Node folders serve EP over all ranks, with experts in order.
+
+    vLLM's own loader misreads `fp8e8`, so no load of it is right.
+    """
+    in_order = not (case.redundant or case.locations)
+    return in_order and case.ep == case.tp > 1 and case.a2a is None and "fp8e8" not in case.variant
 
 
 def check_nodes(engine: Engine, cases: list[Case]) -> int:

@@ -15,6 +15,8 @@ _EP = Case("sglang", "fp4", "marlin", 2, ep=2, shared="whole")
 _DP = Case("sglang", "fp4", "marlin", 2, ep=2, dp=2, shared="whole")
 _FOUR = Case("sglang", "fp4", "marlin", 4, ep=2, shared="whole")
 _DP_HEAD = Case("sglang", "fp4", "marlin", 2, ep=2, dp=2, shared="whole", dp_lm_head=True)
+_REDUNDANT = Case("sglang", "fp4", "marlin", 2, ep=2, shared="whole", redundant=2)
+_STRIDED = Case("sglang", "fp4", "marlin", 2, ep=2, shared="whole", locations="strided")
 _DRAFT = Case("sglang", "fp4", "marlin", 2, ep=2, shared="whole", draft=True)
 _FP8 = Case("sglang", "fp8", "triton", 2, ep=2, shared="whole")
 _DSPARK = Case("sglang", "dspark-fp4", "marlin", 2, ep=2, shared="split", draft=True)
@@ -70,7 +72,7 @@ def _at(rows: list[list[int]]) -> dict[str, Any]:
 
 _COUNTS = {"init_expert_location": json.dumps({"logical_count": [list(range(1, 9))] * 3})}
 
-_MOVED = r"expert locations: the files are for identity, found expert {} in slot {} of layer {}: start SGLang without"
+_MOVED = r"expert locations: the files are for identity, found expert {} in slot {} of layer {}, SHA-256 \w+: start"
 
 
 def _loaded() -> Iterator[Variation]:
@@ -107,7 +109,16 @@ def _refused() -> Iterator[Variation]:
         "locations-too-late", _EP, "expert locations: .* found an --init-expert-location that is not applied yet",
         _at(_REVERSED), placed=False,
     )  # fmt: skip
-    redundant = "redundant experts: the files are for 0, found 2: start SGLang without --ep-num-redundant-experts"
+    redundant = (
+        "redundant experts: the files are for 0, found 2: start SGLang with the plan's --ep-num-redundant-experts"
+    )
+    yield Variation(
+        "not-redundant", _REDUNDANT, "redundant experts: .* for 2, found 0", {"ep_num_redundant_experts": 0}
+    )
+    other = "expert locations: the files are for expert 3 in slot 1 of layer 0, SHA-256 .* found {}: start SGLang with"
+    trivial = {"init_expert_location": "trivial"}
+    yield Variation("locations-trivial", _STRIDED, other.format("identity"), trivial)
+    yield Variation("locations-other", _STRIDED, other.format("expert 7 in slot 0 of layer 0, .*"), _at(_REVERSED))
     yield Variation("redundant", _EP, redundant, {"ep_num_redundant_experts": 2})
     yield Variation("redundant-tp", _TP, redundant, {"ep_num_redundant_experts": 2})
     for stage in (0, 1):

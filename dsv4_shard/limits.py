@@ -69,6 +69,11 @@ INDEX = Limit(
 
 CONFIG = Limit("config.json", "BadConfig", nbytes=4 << 20, count=50_000, depth=MAX_DEPTH, largest="9 kB, 334 values")
 
+LOCATIONS = Limit(
+    "map of experts for --expert-locations", "UsageError",
+    nbytes=4 << 20, count=100_000, largest="V4-Pro with 16 redundant experts: 24,400 values",
+)  # fmt: skip
+
 COMPANION = Limit(
     "small file of a release",
     "none: stays behind",

@@ -21,6 +21,7 @@ from dsv4_shard.destinations import ray_cluster, ray_connection, upload_journal
 from dsv4_shard.destinations.ray_connection import Node
 from dsv4_shard.destinations.share_worker import ShareEnded
 from dsv4_shard.diagnosis import log_scan
+from dsv4_shard.engines.expert_locations import parse_locations
 from dsv4_shard.limits import TABLE, Limit
 from dsv4_shard.models.config import parse_document
 from dsv4_shard.planning.plan_file import read_plan
@@ -199,6 +200,20 @@ def _config_values(trial: Trial, beyond: int) -> object:
 @tries("CONFIG", "depth", errors.BadConfig)
 def _config_depth(trial: Trial, beyond: int) -> object:
     return parse_document(b'{"a":' + nested(limits.CONFIG.depth - 1 + beyond) + b"}", WHERE)
+
+
+_MAP = b'{"physical_to_logical_map":[[0]],"x":'
+
+
+@tries("LOCATIONS", "nbytes", errors.UsageError)
+def _locations_bytes(trial: Trial, beyond: int) -> object:
+    return parse_locations(padded(_MAP + b"0}", limits.LOCATIONS.nbytes + beyond), WHERE)
+
+
+@tries("LOCATIONS", "count", errors.UsageError)
+def _locations_values(trial: Trial, beyond: int) -> object:
+    values = 1 + sum(_MAP.count(char) for char in b",[{")
+    return parse_locations(_MAP + of_values(limits.LOCATIONS.count - values + 1 + beyond) + b"}", WHERE)
 
 
 def plan(raw: bytes) -> object:

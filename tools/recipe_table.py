@@ -20,6 +20,7 @@ from support.paths import ROOT
 
 from conformance.cases import CASES, Case
 from dsv4_shard.engines.deployment import Deployment, Request
+from dsv4_shard.engines.expert_locations import IDENTITY
 from dsv4_shard.engines.registry import find_engine
 from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.document import Plan
@@ -65,7 +66,7 @@ class Line:
         words += ["EP"] if "ep" in entry else []
         words += [f"`{entry[name]}`" for name in ("a2a", "asked", "runner") if name in entry][:1]
         words += ["`--dp-lm-head`"] if entry.get("dp_lm_head") else []
-        words += [f"{entry['redundant']} redundant experts"] if "redundant" in entry else []
+        words += [f"{entry['redundant_experts']} redundant experts"] if "redundant_experts" in entry else []
         return ", ".join(words)
 
     @property
@@ -94,7 +95,8 @@ def _sizes_of(entry: dict[str, Any]) -> list[int]:
 
 
 def _plan(entry: dict[str, Any], gpu: str, tp: int, dp: int) -> Plan:
-    engine, options = entry["engine"], {name: entry[name] for name in ("a2a", "runner", "dp_lm_head") if name in entry}
+    names = ("a2a", "runner", "dp_lm_head", "redundant_experts")
+    engine, options = entry["engine"], {name: entry[name] for name in names if name in entry}
     gpus = tp * dp if find_engine(engine).dp_multiplies else tp
     ep = None if "a2a" in entry or "ep" not in entry else gpus
     return make_plan(*inventory_of(PRO), Request(tp, dp=dp, ep=ep, engine=engine, gpu=gpu, **options), PRO)
@@ -117,7 +119,15 @@ def _ways_of(case: Case) -> tuple[Any, ...] | None:
 
 def _ways(at: Deployment) -> tuple[Any, ...]:
     """What decides how files are cut: sizes only as far as they are 1 or more."""
-    several = (at.attention_tp > 1, at.moe_tp > 1, at.ep > 1, at.dp > 1, at.shared_parts > 1)
+    several = (
+        at.redundant_experts > 0,
+        at.expert_locations != IDENTITY,
+        at.attention_tp > 1,
+        at.moe_tp > 1,
+        at.ep > 1,
+        at.dp > 1,
+        at.shared_parts > 1,
+    )
     return (at.engine, at.runner, at.a2a, at.gpu.family, at.head_group, *several)
 
 

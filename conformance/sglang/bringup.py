@@ -94,6 +94,10 @@ def _server_args(case: Case, model: str, load_format: str, more: dict[str, Any])
         options["attn_dp_size"] = case.dp
     if case.runner not in OWN_RUNNERS:
         options["moe_runner_backend"] = case.runner
+    if case.redundant:
+        options["ep_num_redundant_experts"] = case.redundant
+    if case.locations_file:
+        options["init_expert_location"] = case.locations_file
     if case.dp_lm_head:
         options["enable_dp_lm_head"] = True
     if case.a2a:

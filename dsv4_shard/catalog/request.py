@@ -150,6 +150,20 @@ class Target(Hardware):
             metavar="VERSION", panel=ENGINE, shows="the newest that is known", of_engine=VERSIONS,
         ),
     ] = None  # fmt: skip
+    redundant_experts: Annotated[
+        int,
+        Option(
+            help="SGLang's --ep-num-redundant-experts: further slots for experts that are held twice.",
+            metavar="N", panel=LAYOUT, least=0, most=MAX_RANKS,
+        ),
+    ] = 0  # fmt: skip
+    expert_locations: Annotated[
+        str | None,
+        Option(
+            help="SGLang's --init-expert-location: a JSON file with the expert in each slot of each layer.",
+            metavar="FILE", panel=LAYOUT, shows="in order", longest=4096,
+        ),
+    ] = None  # fmt: skip
     dp_lm_head: Annotated[
         bool,
         Option(help="SGLang's --enable-dp-lm-head: cut the head over attention TP, not over TP.", panel=LAYOUT),

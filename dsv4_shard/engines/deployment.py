@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from dsv4_shard.catalog.gpus import GPUS, Gpu, find_gpu, gpu_with
 from dsv4_shard.catalog.request import Request
 from dsv4_shard.checkpoint import Format, Inventory
+from dsv4_shard.engines.expert_locations import IDENTITY, Locations, name_of, read_locations
 from dsv4_shard.models import ModelConfig, Role, V3Config, V4Config
 from dsv4_shard.tensors.geometry import Block
 
@@ -39,6 +40,8 @@ class Deployment:
         gpu_named: Whether the request names the GPU.
         nodes: Number of hosts.
         version: Version of the engine.
+        redundant_experts: SGLang's slots of a layer beyond one for each expert.
+        locations: The expert in each slot, if SGLang gets a map.
         dp_lm_head: Whether SGLang is asked to cut the head over attention TP, and not over TP.
     """
 
@@ -59,11 +62,18 @@ class Deployment:
     nodes: int
     version: str
     dp_lm_head: bool = False
+    redundant_experts: int = 0
+    locations: Locations | None = None
 
     @property
     def head_group(self) -> str:
         """The group over which the head is cut. Without attention DP, SGLang drops the option that changes it."""
         return "attention" if self.dp_lm_head and self.dp > 1 else "tp"
+
+    @property
+    def expert_locations(self) -> str:
+        """Name of the order of experts in SGLang's slots."""
+        return IDENTITY if self.locations is None else name_of(self.locations.rows)
 
     def readers(self, by_node: bool) -> int:
         """Number of ranks that get files: GPUs, or nodes if `by_node`."""
@@ -120,6 +130,19 @@ class Context:
     def topology_ranks(self) -> int:
         """SGLang's EP × (TP / EP, rounded down), which must be TP."""
         return self.deployment.ep * (self.deployment.tp // self.deployment.ep)
+
+    @property
+    def slots(self) -> int:
+        """Slots of a layer for routed experts: SGLang has more than experts if it is asked for redundant ones."""
+        return self.config.n_routed_experts + self.deployment.redundant_experts
+
+    @property
+    def locations_fault(self) -> str | None:
+        """What is wrong with the map of experts for the model; None if nothing is, or without a map."""
+        at, config = self.deployment, self.config
+        if at.locations is None:
+            return None
+        return at.locations.fault(config.num_hidden_layers, config.n_routed_experts, at.redundant_experts)
 
     @property
     def o_a_format(self) -> str:
@@ -201,6 +224,8 @@ def resolve(
         nodes=pick_nodes(request, world, gpu),
         version=request.engine_version or version,
         dp_lm_head=request.dp_lm_head,
+        redundant_experts=request.redundant_experts,
+        locations=read_locations(request.expert_locations) if request.expert_locations else None,
     )
 
 

@@ -34,8 +34,28 @@ class Places:
 
 
 def places_of(context: Context, stage: Stage, layer: int) -> Places:
-    """The places of a layer's experts. Layers with equal places share one object."""
-    return in_order(context.config.experts_in(stage), context.deployment.ep)
+    """The places of a layer's experts. Layers with equal places share one object.
+
+    A draft has neither a map nor redundant experts.
+    """
+    at, experts = context.deployment, context.config.experts_in(stage)
+    if stage is not Stage.MTP and at.locations:
+        return _in_slots(at.locations.rows[layer], at.ep)
+    return _repeated(experts, at.redundant_experts, at.ep) if stage is not Stage.MTP else in_order(experts, at.ep)
+
+
+@cache
+def _repeated(experts: int, redundant: int, ep: int) -> Places:
+    """Slot s holds expert s, and redundant slots the first experts again."""
+    if not redundant:
+        return in_order(experts, ep)
+    return _in_slots(tuple(slot % experts for slot in range(experts + redundant)), ep)
+
+
+@cache
+def _in_slots(slots: tuple[int, ...], ep: int) -> Places:
+    each = len(slots) // ep
+    return Places(tuple(slots[rank * each : (rank + 1) * each] for rank in range(ep)))
 
 
 @cache

@@ -57,6 +57,12 @@ ANY_EP = Remedy(
     "an EP that divides TP and the number of experts: --ep {asked.ep}",
 )
 
+REDUNDANT = Remedy(
+    "redundant experts, so that the slots divide by EP: --redundant-experts N",
+    lambda request: (replace(request, redundant_experts=n) for n in range(1, request.ep or request.tp)),
+    "redundant experts, so that the slots divide by EP: --redundant-experts {asked.redundant_experts}",
+)
+
 FULL_EP = Remedy(
     "expert parallelism: --ep = TP × DP",
     lambda request: (replace(request, ep=request.tp * request.dp),),

@@ -57,10 +57,13 @@ _NO_DSPARK_VERSIONS = ("0.25.0",)
 def left_out_draft(context: Context) -> str | None:
     """Why the files of SGLang and vLLM leave out the MTP blocks; None if they hold them."""
     inventory, version = context.inventory, context.deployment.version
+    at, experts = context.deployment, context.config.experts_in(Stage.MTP)
+    if at.redundant_experts and experts % at.ep:
+        return f"SGLang's draft has no redundant experts, and its {experts} do not divide by EP {at.ep}"
     if inventory.draft.dspark and version in _NO_DSPARK_VERSIONS:
         return f"DSpark's own classes were not run in version {version}"
     if inventory.draft.dspark and needs_other_head(context):
-        return "with attention DP, SGLang runs DSpark only with --enable-dp-lm-head, which these shards are not for"
+        return "with attention DP, SGLang runs DSpark only with --enable-dp-lm-head: plan with --dp-lm-head"
     if not inventory.is_draft_known:
         return "the draft is of a format that is not known"
     return FORMAT_LEFT_OUT if inventory.draft_difference else None
@@ -76,7 +79,8 @@ KNOWN_DRAFT_RULE = Requires(
 
 def needs_other_head(context: Context) -> bool:
     """Whether SGLang refuses DSpark with the deployment's head: `DSpark with dp attention requires ...`."""
-    return context.deployment.engine == "sglang" and context.deployment.dp > 1
+    at = context.deployment
+    return at.engine == "sglang" and at.dp > 1 and not at.dp_lm_head
 
 
 def draft_blocks(context: Context) -> int:
@@ -137,8 +141,10 @@ def vocab_rule(uneven: Symptom) -> Divides:
 
 
 SGLANG_OPTIONS_RULE = Requires(
-    "sglang-options", Module.DEPLOYMENT, lambda c: not c.deployment.dp_lm_head, "--dp-lm-head is SGLang's",
-    consequence=NO_OPTION, remedies=(leave_out("dp_lm_head"), for_engine("sglang")), fatal=True,
+    "sglang-options", Module.DEPLOYMENT,
+    lambda c: not (c.deployment.dp_lm_head or c.deployment.redundant_experts or c.deployment.locations),
+    "--dp-lm-head, --redundant-experts and --expert-locations are SGLang's", consequence=NO_OPTION,
+    remedies=(leave_out("dp_lm_head", "redundant_experts", "expert_locations"), for_engine("sglang")), fatal=True,
 )  # fmt: skip
 """Rule of engines other than SGLang."""
 

@@ -79,8 +79,9 @@ def _part_read(placement: Placement | None, context: Context) -> Fraction:
     ranks = -(-deployment.world // deployment.nodes)
     match placement:
         case Expert(inner):
-            blocks = -(-ranks // deployment.moe_tp)
-            return Fraction(blocks, deployment.ep) * _part_read(inner, context)
+            blocks, experts = -(-ranks // deployment.moe_tp), context.config.n_routed_experts
+            held = Fraction(blocks * (experts + deployment.redundant_experts), deployment.ep * experts)
+            return min(Fraction(1), held) * _part_read(inner, context)
         case Split(axis=0) | Pad(axis=0) | Shares():
             parts = deployment.group(placement.group)
             return Fraction(min(ranks, parts), parts)

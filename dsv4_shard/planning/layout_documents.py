@@ -14,7 +14,8 @@ class DeploymentDocument(Document):
     and `shared_parts` ranks one shared expert. `shared` is how shared experts are held: whole, split, pad or subgroup.
     `experts` is the format in which the engine holds the routed experts. `a2a` is the all-to-all backend, None without
     one. `gpu` is None if no GPU is named. `version` is the version of the engine. `dp_lm_head`: SGLang is asked to cut
-    the head over attention TP, and not over TP.
+    the head over attention TP, and not over TP. `redundant_experts` are its slots of a layer beyond one for each
+    expert; `expert_locations` names the order of experts in the slots, with the SHA-256 of a map.
     """
 
     engine: str
@@ -33,6 +34,8 @@ class DeploymentDocument(Document):
     nodes: int
     version: str
     dp_lm_head: bool = False
+    redundant_experts: int = 0
+    expert_locations: str = "identity"
 
     @classmethod
     def of(cls, deployment: Deployment) -> "DeploymentDocument":

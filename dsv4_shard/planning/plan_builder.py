@@ -111,6 +111,8 @@ def folder_of(inventory: Inventory, request: Request, deployment: Deployment, la
         (f"ep{deployment.ep}", deployment.ep != own_ep),
         (f"dp{deployment.dp}", deployment.dp > 1),
         ("dphead", deployment.head_group == "attention"),
+        (f"red{deployment.redundant_experts}", deployment.redundant_experts),
+        (f"map-{deployment.expert_locations[-32:-24]}", deployment.locations),
         (deployment.a2a, deployment.a2a),
         (deployment.runner, deployment.runner != own.runner),
         (deployment.shared, deployment.shared != own.shared),

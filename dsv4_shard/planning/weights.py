@@ -46,8 +46,8 @@ def loads(engine: Engine, context: Context) -> Iterator[GroupLoad]:
         per_rank = (count, count)
         if isinstance(placement, Expert):
             experts = context.config.experts_in(group.stage)
-            layers = count // experts
-            per_rank = (layers * (experts // deployment.ep), layers * -(-experts // deployment.ep))
+            layers, slots = count // experts, experts + (deployment.redundant_experts if group.stage in TARGET else 0)
+            per_rank = (layers * (slots // deployment.ep), layers * -(-slots // deployment.ep))
         whole = stored.shape == group.shape and not isinstance(placement, Expert)
         yield GroupLoad(group, count, stored, per_rank, whole and deployment.world > 1, placement)
 

@@ -16,6 +16,7 @@ from sglang.srt.eplb.expert_location import get_global_expert_location_metadata
 from sglang.srt.runtime_context import get_exec, get_parallel
 
 from dsv4_shard.catalog.gpus import GPUS
+from dsv4_shard.engines.expert_locations import IDENTITY, TRIVIAL, name_of
 from dsv4_shard.engines.placement import GROUP_NAMES
 from dsv4_shard.engines.sglang.files import LAYOUT, USUAL, W13_ORDERS
 from dsv4_shard.errors import LoadRefused
@@ -46,21 +47,25 @@ def _head_group() -> str:
     return GROUP_NAMES["attention" if get_parallel().enable_dp_lm_head else "tp"]
 
 
+def _redundant_experts() -> int:
+    """As the option says, or more if the table has more slots."""
+    asked, table = int(get_exec().moe.ep_num_redundant_experts), get_global_expert_location_metadata()
+    if table is None:
+        return asked
+    experts = table.physical_to_logical_map
+    return max(asked, int(experts.shape[1]) - int(experts.max()) - 1)
+
+
 def _expert_locations() -> str:
-    """`identity` if slot s of each layer holds expert s, else the first slot that does not.
+    """The name of the order in which slots hold experts.
 
     Without a table SGLang loads the identity too, unless it has yet to apply the option.
     """
     option = get_exec().moe.init_expert_location
     table = get_global_expert_location_metadata()
     if table is None:
-        return "identity" if option == "trivial" else "an --init-expert-location that is not applied yet"
-    experts = table.physical_to_logical_map.cpu()
-    moved = (experts != torch.arange(experts.shape[1])).nonzero()
-    if not len(moved):
-        return "identity"
-    layer, slot = moved[0].tolist()
-    return f"expert {int(experts[layer, slot])} in slot {slot} of layer {layer}"
+        return IDENTITY if option == TRIVIAL else "an --init-expert-location that is not applied yet"
+    return name_of(table.physical_to_logical_map.tolist())
 
 
 FACTS = (
@@ -79,12 +84,14 @@ FACTS = (
         "start SGLang without --elastic-ep-backend, whose recovery reads experts from a checkpoint", "none",
     ),
     Fact(
-        "redundant experts", lambda: get_exec().moe.ep_num_redundant_experts,
-        "start SGLang without --ep-num-redundant-experts", "0", of_draft=False,
+        "redundant experts", _redundant_experts,
+        "start SGLang with the plan's --ep-num-redundant-experts, none if it has none",
+        usual=USUAL["redundant experts"], of_draft=False,
     ),
     Fact(
-        "expert locations", _expert_locations, "start SGLang without --init-expert-location", "identity",
-        of_draft=False,
+        "expert locations", _expert_locations,
+        "start SGLang with the plan's --init-expert-location, none if it has none",
+        usual=USUAL["expert locations"], of_draft=False,
     ),
 )  # fmt: skip
 """Read before the model is built, in this order."""

@@ -20,6 +20,8 @@ SAME = {
     "--num-nodes": "--nodes",
     "--moe-a2a-backend": "--a2a",
     "--enable-dp-lm-head": "--dp-lm-head",
+    "--ep-num-redundant-experts": "--redundant-experts",
+    "--init-expert-location": "--expert-locations",
     "--moe-runner-backend": "--runner",
     "--moe-backend": "--runner",
     "--context-length": "--context",

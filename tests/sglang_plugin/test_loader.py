@@ -35,6 +35,11 @@ TARGETS = (
     Case("sglang", "fp8", "triton", 2, ep=2, dp=2, shared="split"),
     Case("sglang", "fp4", "marlin", 4, ep=2, dp=2, shared="whole"),
 )
+PLACED = (
+    Case("sglang", "fp4", "marlin", 2, ep=2, shared="whole", redundant=2),
+    Case("sglang", "fp4", "marlin", 2, ep=2, shared="whole", redundant=2, locations="strided-ten"),
+    Case("sglang", "fp4", "marlin", 2, ep=2, shared="whole", locations="strided"),
+)
 DRAFT = Case("sglang", "fp4", "marlin", 2, ep=2, shared="whole", draft=True)
 
 
@@ -90,7 +95,7 @@ def refused(process: Process, folder: Path, reason: str, extra: Any = None) -> N
 
 @pytest.mark.parametrize(
     ("case", "rank"),
-    [(case, rank) for case in (*TARGETS, DRAFT) for rank in case.ranks],
+    [(case, rank) for case in (*TARGETS, *PLACED, DRAFT) for rank in case.ranks],
     ids=lambda value: value.name if isinstance(value, Case) else value,
 )
 @pytest.mark.parametrize("extra", [None, '{"verify": true}'], ids=["plain", "verify"])
@@ -258,7 +263,7 @@ OTHER_FACTS = {
     "attn_cp_size": (2, "attention CP: the files are for 1, found 2: start SGLang without --attn-cp-size"),
     "elastic_ep_backend": ("nixl", "elastic EP: the files are for none, found nixl: start SGLang without --elastic"),
     "ep_num_redundant_experts": (
-        16, "redundant experts: the files are for 0, found 16: start SGLang without --ep-num-redundant-experts",
+        16, "redundant experts: the files are for 0, found 16: start SGLang with the plan's --ep-num-redundant-experts",
     ),
     "moe_ep_rank": (0, "moe_ep_rank of rank 1: the files are for 1, found 0: start"),
     "moe_tp_rank": (1, "moe_tp_rank of rank 1: the files are for 0, found 1: start"),
@@ -295,18 +300,34 @@ def test_a_fact_that_sglang_does_not_tell_is_a_refusal(
     [
         ([[1, 0, 2, 3, 4, 5, 6, 7]] * 3, "expert 1 in slot 0 of layer 0"),
         ([list(range(8))] * 2 + [[0, 1, 2, 3, 4, 5, 7, 6]], "expert 7 in slot 6 of layer 2"),
-        ([[*range(8), 0, 1]] * 3, "expert 0 in slot 8 of layer 0"),
     ],
-    ids=["first-layer", "last-layer", "copies"],
+    ids=["first-layer", "last-layer"],
 )
 def test_experts_in_other_slots_are_refused(
     rows: list[list[int]], where: str, process: Process, written: Callable[[Case], Path]
 ) -> None:
     process.place(rows)
-    reason = (
-        f"^expert locations: the files are for identity, found {where}: start SGLang without --init-expert-location"
+    found = rf"{where}, SHA-256 [0-9a-f]{{32}}"
+    refused(
+        process, written(EP), f"^expert locations: the files are for identity, found {found}: start SGLang with the"
     )
-    refused(process, written(EP), reason)
+
+
+def test_more_slots_than_the_option_says_are_refused(process: Process, written: Callable[[Case], Path]) -> None:
+    process.place([[*range(8), 0, 1]] * 3)
+    refused(process, written(EP), "^redundant experts: the files are for 0, found 2: start SGLang with the plan's")
+
+
+@pytest.mark.parametrize("case", PLACED, ids=lambda case: case.name)
+def test_files_for_other_slots_are_refused_in_order(
+    case: Case, written: Callable[[Case], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = Process(read_oracle(committed_path(case)), 1, monkeypatch)
+    process.place([list(range(8))] * 3)
+    process.moe.ep_num_redundant_experts = 0
+    refused(
+        process, written(case), "^(redundant experts: the files are for 2, found 0|expert locations: .* found identity)"
+    )
 
 
 def test_locations_that_come_after_the_loader_are_refused(process: Process, written: Callable[[Case], Path]) -> None:
@@ -319,7 +340,7 @@ def test_locations_that_come_after_the_loader_are_refused(process: Process, writ
 
 def test_locations_without_a_table_are_refused(process: Process, written: Callable[[Case], Path]) -> None:
     process.put(object())
-    refused(process, written(EP), "^expert locations: SGLang 0.5.23 does not tell it .AttributeError")
+    refused(process, written(EP), "^redundant experts: SGLang 0.5.23 does not tell it .AttributeError")
 
 
 @pytest.mark.parametrize(

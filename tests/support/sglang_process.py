@@ -4,6 +4,7 @@ The model has the parameters that SGLang's own classes declare for a case: names
 byte is 0xA5 until something is loaded.
 """
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,11 +95,17 @@ class Process:
             enable_dp_lm_head=self.case.dp_lm_head,
             moe_ep_rank=rank // (tp // ep), moe_tp_rank=rank % (tp // ep), attn_tp_rank=rank % (tp // dp),
         )  # fmt: skip
-        self.moe = SimpleNamespace(elastic_ep_backend=None, ep_num_redundant_experts=0, init_expert_location="trivial")
+        self.moe = SimpleNamespace(
+            elastic_ep_backend=None, ep_num_redundant_experts=self.case.redundant,
+            init_expert_location=self.case.locations_file or "trivial",
+        )  # fmt: skip
         monkeypatch.setattr(runtime_context, "parallel", self.parallel)
         monkeypatch.setattr(runtime_context, "exec_", SimpleNamespace(moe=self.moe))
         monkeypatch.setattr(locations, "_metadata", None)
-        self.place([list(range(8))] * 3)
+        rows = [[slot % 8 for slot in range(8 + self.case.redundant)]] * 3
+        if self.case.locations_file:
+            rows = json.loads(Path(self.case.locations_file).read_text())["physical_to_logical_map"]
+        self.place(rows)
         monkeypatch.setattr(torch.version, "cuda", "12.9")
         self.capability: tuple[int, int] = divmod(self.case.sm, 10)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: self.capability)

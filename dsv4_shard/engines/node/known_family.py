@@ -44,6 +44,14 @@ _NVFP4_RULE = Requires(
 """The folders keep NVFP4 experts unchanged; how an engine serves them is not verified."""
 
 
+_PLACES_RULE = Requires(
+    "node-places", Module.ROUTED, lambda c: not (c.deployment.redundant_experts or c.deployment.locations),
+    "a node's folder has its experts in order; redundant experts and other places need those of other nodes",
+    consequence="{engine} would miss experts without a word", fatal=True,
+    remedies=(leave_out("redundant_experts", "expert_locations"), for_engine("sglang", ", whose rank files have both")),
+)  # fmt: skip
+
+
 class NodeLayout:
     """`node-{m}/`: a complete checkpoint folder with the original file names, an index, config and tokenizer."""
 
@@ -182,6 +190,7 @@ class Subsets:
             candidates=self.candidates,
             rules=(
                 EP_RULE,
+                _PLACES_RULE,
                 KNOWN_DRAFT_RULE,
                 *(_NVFP4_RULE if rule.name == NVFP4_RULE else rule for rule in self.serving.rules),
             ),

@@ -8,6 +8,7 @@ state before SGLang's own changes after loading (the repack of FP4, the reorderi
 import struct
 
 from dsv4_shard.engines.deployment import Context, Deployment
+from dsv4_shard.engines.expert_locations import IDENTITY
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parameters import DRAFT_FOLDER, Parameter, model_files, rank_file_name
 from dsv4_shard.engines.placement import GROUP_NAMES
@@ -85,7 +86,7 @@ _DRAFT: dict[Role, Parameter] = {
     Role.MTP_HNORM: Parameter("model.hnorm"),
 }
 
-USUAL = {"lm_head": "TP"}
+USUAL = {"lm_head": "TP", "redundant experts": "0", "expert locations": IDENTITY}
 """Choices that an identity names only where they differ from these, as files of earlier releases do not name them."""
 
 _STAGE: dict[Role, Parameter] = _LAYER | {
@@ -169,7 +170,11 @@ class SglangLayout:
     def identity(self, context: Context) -> dict[str, str]:
         """Properties that the files depend on and that names and shapes do not show."""
         deployment, runner = context.deployment, runner_of(context)
-        choices = {"lm_head": GROUP_NAMES[deployment.head_group]}
+        choices = {
+            "lm_head": GROUP_NAMES[deployment.head_group],
+            "redundant experts": str(deployment.redundant_experts),
+            "expert locations": deployment.expert_locations,
+        }
         return {
             "layout": LAYOUT,
             "engine": f"sglang {VERSION}",

@@ -6,6 +6,7 @@ the whole TP group, also under attention DP, unless `SGLANG_SHARED_EXPERT_TP1=1`
 """
 
 import itertools
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from dsv4_shard.checkpoint import NVFP4, Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import by_backend
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
 from dsv4_shard.engines.engine import Engine
+from dsv4_shard.engines.expert_locations import IDENTITY
 from dsv4_shard.engines.host_memory import SGLANG_HOST
 from dsv4_shard.engines.launch import FIRST_NODE, NODE_RANK, Command, Launch, Options, node_ranks, settings_of
 from dsv4_shard.engines.nvfp4 import is_nvfp4, nvfp4_tensor
@@ -31,6 +33,7 @@ from dsv4_shard.engines.remedies import (
     MARLIN,
     MORE_DP,
     MORE_EP,
+    REDUNDANT,
     WHOLE_SHARED,
     for_engine,
     leave_out,
@@ -306,9 +309,20 @@ CONFIGURATION_RULES = in_stage(
         ),
     ),
     replace(EXPERTS_RULE, uneven=replace(
-        EXPERTS, quote="assert num_physical_experts % ep_size == 0",
+        EXPERTS, quote="assert num_physical_experts % ep_size == 0", remedies=(ANY_EP, REDUNDANT),
         heard=("assert self._num_global_routed % self.moe_ep_size == 0",),
-    )),
+    ), when=lambda c: not c.deployment.redundant_experts),
+    Divides(
+        "physical-experts", Module.ROUTED, lambda c: c.slots, "experts and redundant ones", lambda c: c.deployment.ep,
+        "EP", uneven=Symptom("assert num_physical_experts % ep_size == 0", remedies=(ANY_EP, REDUNDANT)),
+        when=lambda c: c.deployment.redundant_experts > 0,
+    ),
+    Requires(
+        "expert-locations", Module.ROUTED, lambda c: c.locations_fault is None,
+        "the map of --expert-locations: {context.locations_fault}",
+        consequence=f"{SILENT}does not check the map: it leaves slots uninitialised, or stops in an assertion",
+        remedies=(leave_out("expert_locations"),), fatal=True,
+    ),
 )  # fmt: skip
 """SGLang's conditions before it builds a model of any generation.
 
@@ -564,8 +578,13 @@ def parameter_dtype(role: Role, part: Part, context: Context, stage: Stage = Sta
 
 
 def is_stock(context: Context) -> bool:
-    """Whether SGLang's own `sharded_state` loads the shards: true if nothing is repacked after loading."""
-    return context.deployment.experts == "FP8" and context.deployment.gpu.sm in SM_90
+    """Whether SGLang's own `sharded_state` loads the shards: if nothing is repacked after loading.
+
+    It does not compare the places of experts, so it is not used where these are not in order.
+    """
+    deployment = context.deployment
+    in_order = not deployment.redundant_experts and deployment.expert_locations == IDENTITY
+    return in_order and deployment.experts == "FP8" and deployment.gpu.sm in SM_90
 
 
 FP4_EXPERTS = "SGLANG_DSV4_FP4_EXPERTS"
@@ -603,6 +622,10 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     if deployment.dp > 1:
         options["--attn-dp-size"] = str(deployment.dp)
         options |= _prefill(context)
+    if deployment.redundant_experts:
+        options["--ep-num-redundant-experts"] = str(deployment.redundant_experts)
+    if deployment.locations:
+        options["--init-expert-location"] = shlex.quote(deployment.locations.path)
     if deployment.head_group != "tp":
         options["--enable-dp-lm-head"] = None
     if deployment.a2a:

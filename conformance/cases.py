@@ -3,6 +3,7 @@
 Standard library only: the engines' environments import this module too.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -197,6 +198,11 @@ def _sglang() -> Iterator[Case]:
     for draft in (False, True):
         yield Case("sglang", "fp4-odd", tp=2, shared="whole", draft=draft, sm=100)
     yield from _sglang_dspark()
+    for tp, ep, shared, sm in (
+        (1, 1, "split", 90), (2, 1, "split", 90), (2, 2, "whole", 90), (4, 2, "whole", 90), (8, 1, "whole", 90),
+        (1, 1, "split", 100), (2, 1, "split", 100), (4, 4, "whole", 100), (4, 2, "split", 100),
+    ):  # fmt: skip
+        yield Case("sglang", "nvfp4", "marlin" if sm == 90 else "auto", tp, ep, shared=shared, sm=sm)
 
 
 def _sglang_dspark() -> Iterator[Case]:
@@ -259,6 +265,9 @@ def _vllm() -> Iterator[Case]:
         yield from _vllm_fp8(variant)
     yield from _vllm_replicas()
     yield from _vllm_dspark()
+    for sm, tp in itertools.product((90, 100), (1, 2, 4, 8)):
+        for ep in sorted({1, tp}):
+            yield Case("vllm", "nvfp4", "auto", tp, ep, sm=sm)
 
 
 def _vllm_replicas() -> Iterator[Case]:

@@ -57,6 +57,7 @@ class Variant(NamedTuple):
     vocab: int = 512
     experts: int = 8
     dspark: bool = False
+    nvfp4: bool = False
 
 
 _STORED = {
@@ -64,8 +65,11 @@ _STORED = {
     "fp8": Variant(None, o_a="BF16"),
     "fp8f32": Variant("fp8", scales="F32"),
     "fp8e8": Variant("fp8"),
+    "nvfp4": Variant("fp4", nvfp4=True),
 }
-"""As DeepSeek's releases, sgl-project's FP8 re-releases, DeepSeek's Base checkpoints; these with E8M0 scales."""
+"""As DeepSeek's releases, sgl-project's FP8 re-releases, DeepSeek's Base checkpoints; these with E8M0 scales; NVIDIA's
+release with NVFP4 experts.
+"""
 
 _ODD = {f"{name}-odd": variant._replace(intermediate=384) for name, variant in _STORED.items()}
 
@@ -94,6 +98,20 @@ VARIANTS |= {
 """A vocabulary of no whole 64 rows; experts for TP 3, over which 512 rows are padded to 576, as TP 12 does V4-Pro's."""
 
 
+_NVFP4: dict[str, Any] = {
+    "quant_algo": "MIXED_PRECISION",
+    "moe_quant_algo": "NVFP4",
+    "group_size": 16,
+    "kv_cache_quant_algo": None,
+    "ignore": ["*.attn.*", "*.ffn.shared_experts.*", "head", "mtp.*"],
+    "producer": {"name": "modelopt", "version": "dsv4-nvfp4-experts"},
+    "quantized_layers": {
+        f"layers.{layer}.ffn.experts": {"quant_algo": "NVFP4", "group_size": 16} for layer in range(3)
+    },
+}
+"""What the `quantization_config` of NVIDIA's release has beside."""
+
+
 def config_of(variant: str) -> dict[str, Any]:
     """config.json of a variant."""
     made = VARIANTS[variant]
@@ -104,6 +122,7 @@ def config_of(variant: str) -> dict[str, Any]:
         "n_routed_experts": made.experts,
     }
     document |= _DSPARK if made.dspark else {}
+    document |= {"quantization_config": CONFIG["quantization_config"] | _NVFP4} if made.nvfp4 else {}
     return {key: value for key, value in document.items() if value is not None}
 
 
@@ -111,5 +130,6 @@ def write_variant(folder: Path, variant: str) -> Path:
     """Write a variant into the new folder `folder`: always the same bytes."""
     made = VARIANTS[variant]
     experts = "FP4" if made.expert_dtype == "fp4" else "FP8"
-    stored = {"experts": experts, "scales": made.scales, "o_a": made.o_a, "dspark": made.dspark}
-    return write_checkpoint(folder, config_of(variant), SEED, 3 if made.dspark else 1, **stored)
+    stored = {"experts": experts, "scales": made.scales, "o_a": made.o_a}
+    blocks = 3 if made.dspark else 1
+    return write_checkpoint(folder, config_of(variant), SEED, blocks, dspark=made.dspark, nvfp4=made.nvfp4, **stored)

@@ -393,6 +393,12 @@ class InexactCast(ShardError):
     hint = "Keep FP4 (`--expert-dtype fp4`), or accept rounding as DeepSeek's converter does: `--allow-inexact`."
 
 
+class UnequalScales(ShardError):
+    """Two scales that an engine keeps as one value differ."""
+
+    hint = "Serve the checkpoint itself, or its node folders (`--engine node`)."
+
+
 # --- results -------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from conformance.cases import Case
 from conformance.sglang.bringup import InsteadOfCuda, bring_up, build
 from conformance.states import POISONS, copy_state, describe, digest, poison, untouched
 
-UNLOADED = re.compile(r".*\.self_attn\.attn(_mqa)?\.[kv]_scale")
+UNLOADED = re.compile(r".*\.self_attn\.attn(_mqa)?\.[kv]_scale|.*\.experts\.w(13|2)_blockscale_swizzled")
 UNLOADED_DRAFT = re.compile(rf"{UNLOADED.pattern}|lm_head\.weight|model\.embed_tokens\.weight")
 """Not in checkpoints: scales of the KV cache; in a draft model, what it shares with its target."""
 

@@ -147,7 +147,7 @@ def method_of(model: torch.nn.Module) -> str:
     """Quantization method and backend of the routed experts: what `--moe-backend` has come to."""
     for module in model.modules():
         method = getattr(module, "quant_method", None)
-        for attribute in ("mxfp4_backend", "fp8_backend"):
+        for attribute in ("mxfp4_backend", "fp8_backend", "nvfp4_backend"):
             if hasattr(method, attribute):
                 return f"{type(method).__name__} {getattr(method, attribute)}"
     return next((type(module).__name__ for module in model.modules() if "MegaMoE" in type(module).__name__), "none")

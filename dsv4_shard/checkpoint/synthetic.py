@@ -8,14 +8,27 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 
 from dsv4_shard.checkpoint.completeness import expected_names
-from dsv4_shard.models import Draft, ModelConfig, Module, Part, Place, Role, Spec, family_of, parse_config, release_file
+from dsv4_shard.models import (
+    Draft,
+    ModelConfig,
+    Module,
+    Part,
+    Place,
+    Role,
+    Spec,
+    Stage,
+    family_of,
+    parse_config,
+    release_file,
+)
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
-from dsv4_shard.tensors.geometry import FP4_GROUP, Block, scale_shape
+from dsv4_shard.tensors.geometry import FP4_GROUP, NVFP4_GROUP, Block, scale_shape
 from dsv4_shard.tensors.header import TensorInfo, build_header
 
 FP8_BLOCK = Block(128, 128)
@@ -154,6 +167,7 @@ def tensors_of(
     scales: str = "F8_E8M0",
     o_a: str = "FP8",
     dspark: bool = False,
+    nvfp4: bool = False,
     optional: bool = False,
 ) -> Tensors:
     """Return every tensor of a checkpoint with this config.json.
@@ -165,6 +179,7 @@ def tensors_of(
         scales: Dtype of all FP8 scales (F32 in the Base checkpoints).
         o_a: FP8, or BF16 without scales, as in the FP8 re-releases.
         dspark: Whether the MTP blocks are the stages of DSpark.
+        nvfp4: Whether the layers' experts are in NVFP4, beside MTP blocks in FP4, as in NVIDIA's releases.
         optional: Whether to add tensors that may be missing (the MTP block's own embedding and head).
     """
     config, _ = parse_config(json.dumps(document).encode(), CONFIG_FILE)
@@ -178,9 +193,12 @@ def tensors_of(
         experts_of = (name._replace(expert=e) for e in range(config.experts_in(name.stage))) if routed else (name,)
         for weight in experts_of:
             quantized = spec.quantized and not (name.role is Role.O_A and o_a == "BF16")
-            stored = _stored(spec, shape, quantized, fp4 and routed, config, scales)
-            names = (family.names(config).unparse(weight._replace(part=part)) for part in (Part.WEIGHT, Part.SCALE))
-            tensors |= dict(zip(names, stored, strict=False))
+            native = _stored(spec, shape, quantized, fp4 and routed, config, scales)
+            stored = dict(zip((Part.WEIGHT, Part.SCALE), native, strict=False))
+            if nvfp4 and routed and name.stage is Stage.LAYER:
+                stored = _stored_nvfp4((shape[0], shape[1]))
+            unparse = family.names(config).unparse
+            tensors |= {unparse(weight._replace(part=part)): tensor for part, tensor in stored.items()}
     return tensors
 
 
@@ -195,6 +213,16 @@ def _stored(
         return ("I8", (shape[0], shape[1] // 2)), ("F8_E8M0", scale_shape(matrix, FP4_BLOCK))
     block = spec.block or Block(*(config.declared_block or FP8_BLOCK))
     return ("F8_E4M3", shape), (scales, scale_shape(matrix, block))
+
+
+def _stored_nvfp4(shape: tuple[int, int]) -> dict[Part, tuple[str, tuple[int, ...]]]:
+    """Return (dtype, stored shape) of an NVFP4 weight and its scales. `shape` is the weight's in elements."""
+    return {
+        Part.WEIGHT: ("U8", (shape[0], shape[1] // 2)),
+        Part.GROUP_SCALE: ("F8_E4M3", (shape[0], shape[1] // NVFP4_GROUP)),
+        Part.TENSOR_SCALE: ("F32", ()),
+        Part.INPUT_SCALE: ("F32", ()),
+    }
 
 
 def by_file(tensors: Tensors, document: dict[str, Any]) -> dict[str, Tensors]:
@@ -257,6 +285,9 @@ def _random_bytes(
             case "I64":
                 experts = document["n_routed_experts"]
                 yield random.integers(0, experts, nbytes // 8, dtype=np.int64)
+            case "F32" if name.endswith(".input_scale"):  # gate and up have the same input
+                own = np.random.default_rng(crc32(name.replace(".w3.", ".w1.").encode()))
+                yield own.random(1, dtype=np.float32)
             case "F32" if name.endswith((".scale", ".weight_scale_inv")):
                 codes = random.integers(*_SCALE_CODES, nbytes // 4, dtype=np.uint8)
                 yield np.ldexp(np.float32(1), codes.astype(np.int32) - E8M0_BIAS)

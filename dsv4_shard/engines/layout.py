@@ -33,6 +33,8 @@ class TargetTensor:
         file: File that holds the tensor, for layouts whose ranks have several named files; empty for the name that
             `Layout.file_name` gives.
         names: Grammar of the target names of tensors that are not joined; None for the source's own.
+        everywhere: Whether every rank has it, also of an expert that another rank holds.
+        paired: Whether the two pieces of each expert must be equal, byte for byte.
     """
 
     name: str
@@ -45,6 +47,8 @@ class TargetTensor:
     fill: bytes = b""
     file: str = ""
     names: Names | None = None
+    everywhere: bool = False
+    paired: bool = False
 
 
 Disposition = tuple[TargetTensor, ...] | LeftOut

@@ -50,6 +50,8 @@ def version_rule(*versions: str) -> Requires:
 FORMAT_LEFT_OUT = "the draft's experts are of another format than the target's, and the engine builds both in one"
 
 
+NVFP4_LEFT_OUT = "a draft of FP4 experts beside NVFP4 ones is not verified; SGLang runs it on Blackwell alone"
+
 _NO_DSPARK_VERSIONS = ("0.25.0",)
 """Versions of vLLM whose DSpark classes were not run."""
 
@@ -62,6 +64,8 @@ def left_out_draft(context: Context) -> str | None:
         return f"SGLang's draft has no redundant experts, and its {experts} do not divide by EP {at.ep}"
     if inventory.draft.dspark and version in _NO_DSPARK_VERSIONS:
         return f"DSpark's own classes were not run in version {version}"
+    if context.deployment.experts == NVFP4 and context.deployment.engine in ("sglang", "vllm"):
+        return NVFP4_LEFT_OUT
     if inventory.draft.dspark and needs_other_head(context):
         return "with attention DP, SGLang runs DSpark only with --enable-dp-lm-head: plan with --dp-lm-head"
     if not inventory.is_draft_known:

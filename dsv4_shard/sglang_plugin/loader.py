@@ -38,7 +38,10 @@ _DTYPES = {
     torch.int64: "I64",
 }
 
-_NEVER_LOADED = tuple(f".{attention}.{which}_scale" for attention in ("attn_mqa", "attn") for which in ("k", "v"))
+_NEVER_LOADED = (
+    *(f".{attention}.{which}_scale" for attention in ("attn_mqa", "attn") for which in ("k", "v")),
+    *(f".{which}_blockscale_swizzled" for which in ("w13", "w2")),
+)
 """Parameters that are in no checkpoint: SGLang sets them itself."""
 
 _NOT_ALWAYS_BUILT = frozenset({CONFIDENCE})

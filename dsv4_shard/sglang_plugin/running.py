@@ -107,13 +107,15 @@ class Kernels(NamedTuple):
 _FP8_METHOD = Kernels(("Fp8MoEMethod",), ("triton", "deep_gemm"))
 
 RUNNERS = {
-    "marlin": Kernels(("Mxfp4MarlinMoEMethod",), ("marlin",)),
+    "marlin": Kernels(("Mxfp4MarlinMoEMethod", "ModelOptNvFp4FusedMoEMethod"), ("marlin",)),
     "flashinfer_mxfp4": Kernels(
         ("Mxfp4FlashinferCutlassMoEMethod", "Mxfp4FlashinferTrtllmMoEMethod"), ("flashinfer_mxfp4",)
     ),
     "triton": _FP8_METHOD,
     "deep_gemm": _FP8_METHOD,
-    "auto": _FP8_METHOD,
+    "auto": Kernels(
+        (*_FP8_METHOD.classes, "ModelOptNvFp4FusedMoEMethod"), (*_FP8_METHOD.backends, "flashinfer_trtllm_routed")
+    ),
 }
 """The same class puts up before gate in w13, or transposes it, on other backends: flashinfer_trtllm, triton_kernel."""
 

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import xxhash
 
-from dsv4_shard.errors import SourceChanged
+from dsv4_shard.errors import SourceChanged, UnequalScales
 from dsv4_shard.sharding.journal import Finished
 from dsv4_shard.sharding.mover import Moved, Mover, Sink
 from dsv4_shard.sharding.recipe import Piece, Recipe, Step, output_order, pieces_of, spans
@@ -362,8 +362,22 @@ class _Results:
         left = self._slots_left.pop(key, slots) - 1
         if left:
             self._slots_left[key] = left
-        else:
-            self._digests[key] = xxhash.xxh3_128_hexdigest(self._pieces.pop(key))
+            return
+        if piece.tensor in self._recipe.files[file].paired:
+            _check_pairs(piece.tensor, kept)
+        self._digests[key] = xxhash.xxh3_128_hexdigest(self._pieces.pop(key))
+
+
+def _check_pairs(tensor: str, digests: bytes | bytearray) -> None:
+    """Raise UnequalScales unless the pieces of each pair have equal digests."""
+    width = 2 * DIGEST_BYTES
+    pairs = (digests[start : start + width] for start in range(0, len(digests), width))
+    unequal = [number for number, pair in enumerate(pairs) if pair[:DIGEST_BYTES] != pair[DIGEST_BYTES:]]
+    if unequal:
+        raise UnequalScales(
+            f"{tensor}: the scales of gate and up differ for {len(unequal)} experts, first for expert {unequal[0]}; "
+            "SGLang keeps the one that it reads last, so no files equal its load"
+        )
 
 
 class FileSink:

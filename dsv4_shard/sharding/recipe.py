@@ -68,6 +68,7 @@ class OutputFile:
         pieces: Tensor of several pieces -> runs of (number of pieces, bytes of each), in order.
         links: Other names of the file.
         source: The checkpoint's file with the same bytes, if there is one; else empty.
+        paired: Tensors whose pieces 2n and 2n + 1 must be equal, for each n.
     """
 
     name: str
@@ -77,6 +78,7 @@ class OutputFile:
     pieces: dict[str, tuple[tuple[int, int], ...]]
     links: tuple[str, ...] = ()
     source: str = ""
+    paired: frozenset[str] = frozenset()
 
     @property
     def nbytes(self) -> int:

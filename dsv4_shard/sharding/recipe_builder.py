@@ -9,7 +9,7 @@ under MoE TP16.
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate, groupby, product
+from itertools import accumulate, groupby
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -119,11 +119,12 @@ class _Source(NamedTuple):
 
 
 class _Output(NamedTuple):
-    """Dtype and shape of an output tensor, and the runs of its pieces if it has several."""
+    """Dtype and shape of an output tensor, the runs of its pieces if it has several, and whether these are in pairs."""
 
     dtype: str
     shape: tuple[int, ...]
     runs: tuple[tuple[int, int], ...] = ()
+    paired: bool = False
 
 
 class _Slots(NamedTuple):
@@ -256,18 +257,30 @@ class _Maker:
             if isinstance(fate, LeftOut):
                 self._left_out |= {one.name: fate.reason for one in tensors}
                 continue
-            for kept, (owners, slots) in product(fate, self._owners(where)):
-                spread = self._spread(tensor, where, kept, self._placements[where.role], owners)
-                if spread.ranks:
-                    nbytes = _landed_nbytes(tensor, where, kept, spread)
-                    conversion = None if kept.transform else CONVERSIONS.get((tensor.dtype, kept.dtype))
-                    fill = kept.fill or bytes(DTYPE_BITS[tensor.dtype] // 8)
-                    yield _Batch(where, kept, spread, nbytes, conversion, fill, tensors, slots)
+            for kept in fate:
+                for owners, slots in self._owners(where, kept):
+                    spread = self._spread(tensor, where, kept, self._placement(where, kept), owners)
+                    if spread.ranks:
+                        nbytes = _landed_nbytes(tensor, where, kept, spread)
+                        conversion = None if kept.transform else CONVERSIONS.get((tensor.dtype, kept.dtype))
+                        fill = kept.fill or bytes(DTYPE_BITS[tensor.dtype] // 8)
+                        yield _Batch(where, kept, spread, nbytes, conversion, fill, tensors, slots)
 
-    def _owners(self, where: TensorName) -> list[tuple[range, dict[int, tuple[int, ...]] | None]]:
-        """The ranks that hold a tensor: for an expert, those of each EP rank that has it, with the slots there."""
+    def _placement(self, where: TensorName, kept: TargetTensor) -> Placement:
+        """The placement of a tensor. Scalars of experts are whole, on the ranks of their expert or on all."""
+        placement = Replicate() if kept.everywhere else self._placements[where.role]
+        return _undivided(placement) if where.part.is_scalar else placement
+
+    def _owners(self, where: TensorName, kept: TargetTensor) -> list[tuple[range, dict[int, tuple[int, ...]] | None]]:
+        """The ranks that hold a tensor: for an expert, those of each EP rank that has it, with the slots there.
+
+        What every rank holds of all experts is in their order.
+        """
         if not isinstance(self._placements[where.role], Expert):
             return [(range(self._world), None)]
+        if kept.everywhere:
+            experts = range(self._context.config.experts_in(where.stage))
+            return [(range(self._world), {expert: (expert,) for expert in experts})]
         deployment, places = self._context.deployment, places_of(self._context, where.stage, where.layer)
         each = deployment.world // self._world
         return [
@@ -477,8 +490,9 @@ class _Maker:
             # Files of different ranks have mostly equal entries: equal ones share one object.
             tensors = {name: self._infos.setdefault(info, info) for name, info in tensors.items()}
         pieces = {name: output.runs for name, output in outputs.items() if output.runs}
+        paired = frozenset(name for name, output in outputs.items() if output.paired)
         outputs.clear()
-        return OutputFile(names[0], readers, header, tensors, pieces, tuple(names[1:]), source)
+        return OutputFile(names[0], readers, header, tensors, pieces, tuple(names[1:]), source, paired)
 
     def _is_whole(self, key: FileKey) -> bool:
         """Whether an output file has all tensors of the checkpoint file of that name, unchanged, names included."""
@@ -528,7 +542,7 @@ def _header_of(checkpoint: Checkpoint, file: str, tensors: list[Tensor]) -> tupl
 
 def _elements_each(tensor: Tensor, where: TensorName, axis: int, context: Context) -> int:
     """Weight elements per stored element along `axis`: the block size for a scale, 2 for packed FP4."""
-    if where.part is Part.SCALE:
+    if where.part in (Part.SCALE, Part.GROUP_SCALE):
         return context.block(where.role)[axis]
     return 2 if axis == 1 and tensor.dtype in PACKED_FP4 else 1
 
@@ -573,7 +587,7 @@ def _output(sources: list[_Source], slots: _Slots) -> _Output:
     dtype, shape = sources[0].batch.kept.dtype, _output_shape(sources)
     if slots.nbytes != nbytes_of(dtype, shape):
         raise ValueError(f"{sources[0].tensor.name}: {slots.nbytes} bytes land in {dtype} {list(shape)}")
-    return _Output(dtype, shape, slots.runs)
+    return _Output(dtype, shape, slots.runs, sources[0].batch.kept.paired)
 
 
 def _output_shape(sources: list[_Source]) -> tuple[int, ...]:
@@ -581,8 +595,10 @@ def _output_shape(sources: list[_Source]) -> tuple[int, ...]:
     _, tensor, first = sources[0]
     kept, cut = first.kept, first.spread.cuts[0][0]
     rows = sum(source.batch.spread.cuts[0][0].rows for source in sources)
+    if not tensor.shape:
+        return _stacked_scalars(sources) if kept.stacked else ()
     if len(tensor.shape) < 2:
-        return (rows,) if tensor.shape else ()
+        return (rows,)
     if kept.transform is not None:
         return _transformed_shape(tensor, first.where, kept, rows)
     cols = _converted_nbytes(tensor, kept, cut.row_nbytes) * 8 // DTYPE_BITS[kept.dtype]
@@ -590,3 +606,10 @@ def _output_shape(sources: list[_Source]) -> tuple[int, ...]:
         return (rows, cols)
     experts = len({source.place[0] for source in sources})
     return (experts, rows // experts, cols)
+
+
+def _stacked_scalars(sources: list[_Source]) -> tuple[int, ...]:
+    """Shape of the scalars of experts: a row for each expert if it has several."""
+    experts = len({source.place[0] for source in sources})
+    each = len(sources) // experts
+    return (experts, each) if each > 1 else (experts,)

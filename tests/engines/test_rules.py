@@ -653,11 +653,15 @@ def test_o_a_that_is_not_fp8_is_refused_for_vllm() -> None:
     assert "BF16" in breaches[0].reason
 
 
+_OF_NVFP4 = {"sglang": {"nvfp4-runner", "nvfp4-a2a"}, "vllm": {"nvfp4-backend"}}
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_there_is_a_case_for_every_rule(engine: str) -> None:
     tested = {rule for name, rule, _, _ in BROKEN_RULES if name == engine}
     tested |= {"o_a-format"} if engine == "vllm" else {"o_a-decoding"} if engine != "trtllm" else set()
-    tested |= {rule.name for rule in find_engine("sglang").rules} if engine == "node" else {"nvfp4"}
+    tested |= {rule.name for rule in find_engine("sglang").rules} if engine == "node" else set()
+    tested |= _OF_NVFP4.get(engine, {"nvfp4"})  # tests/models/test_nvfp4.py
     assert {rule.name for rule in find_engine(engine).rules} == tested
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.checkpoints.full_size import PRO_NVFP4, V41, Tensors, in_memory, inventory_of
 from support.checkpoints.skeletons import to_nvfp4
-from support.checkpoints.small import load_checkpoint, open_folder, raw, small_config, write_nvfp4
+from support.checkpoints.small import load_checkpoint, open_folder, raw, rewrite, small_config, write_nvfp4
 from support.command_line import root_of, run
 from typer.testing import CliRunner
 
@@ -18,8 +18,7 @@ from dsv4_shard.checkpoint.inventory import Inventory, take_inventory
 from dsv4_shard.checkpoint.synthetic import DEMO_CONFIG, tensors_of
 from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Request
-from dsv4_shard.engines.registry import ENGINES
-from dsv4_shard.errors import ExitCode, InfeasiblePlan
+from dsv4_shard.errors import ExitCode, InfeasiblePlan, UnequalScales
 from dsv4_shard.inspection.known_family import inspect
 from dsv4_shard.models.roles import Part, Role, Stage
 from dsv4_shard.planning.plan_builder import make_plan
@@ -78,12 +77,9 @@ def test_its_inspection_shows_the_parts_and_what_divides() -> None:
     (columns,) = [one for one in inspection.dimensions if one.name == "routed w2 columns"]
     assert (columns.unit, columns.units, columns.scale_size) == (16, 192, 192)
     verdicts = {cell.engine: cell.verdict for cell in inspection.matrix if cell.rule == "nvfp4"}
-    assert verdicts == {
-        "sglang": "not verified",
-        "vllm": "not verified",
-        "trtllm": "not verified",
-        "reference": "does not run",
-    }
+    assert verdicts == {"trtllm": "not verified", "reference": "does not run"}
+    runs = {cell.engine for cell in inspection.matrix if cell.verdict in ("runs", "runs with changes")}
+    assert runs >= {"sglang", "vllm"}
 
 
 def test_mtp_experts_may_be_nvfp4_too() -> None:
@@ -187,14 +183,38 @@ def test_a_part_of_another_shape_or_dtype_is_an_error(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "node"])
+@pytest.mark.parametrize("engine", ["reference", "trtllm"])
 @pytest.mark.parametrize("experts", [None, "fp8", "fp4"])
-def test_engines_not_verified_with_nvfp4_are_refused_with_the_reason(engine: str, experts: str | None) -> None:
+def test_engines_without_nvfp4_are_refused_with_the_reason(engine: str, experts: str | None) -> None:
     plan = make_plan(*inventory_of(PRO_NVFP4), Request(8, engine=engine, expert_dtype=experts))
     assert plan.breaches[0].rule == "nvfp4"
     assert ("own classes were not run" in plan.breaches[0].reason) is (engine != "reference")
-    assert plan.breaches[0].remedies == ()  # no engine was run with node folders of these experts
     assert plan.verdict == ("does not run" if engine == "reference" else "not verified")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("request_", "verdict", "said"),
+    [
+        (Request(8), "runs with changes", "on Hopper, NVFP4 experts need runner marlin"),
+        (Request(8, gpu="b200"), "runs", ""),
+        (Request(8, engine="vllm"), "runs", ""),
+        (Request(16, engine="vllm", gpu="b200"), "runs", ""),
+        (Request(8, runner="auto"), "does not run", "Current platform does not support NVFP4 quantization"),
+        (Request(8, runner="triton"), "does not run", "use moe_runner_backend=marlin on SM80+"),
+        (Request(8, engine="vllm", runner="deep_gemm"), "does not run", "'deep_gemm' is not supported for NvFP4 MoE"),
+        (Request(8, engine="vllm", runner="flashinfer_cutlass"), "not verified", "backend flashinfer_cutlass"),
+        (Request(8, ep=8, a2a="deepep", gpu="b200"), "not verified", "an all-to-all backend"),
+    ],
+)
+def test_plans_of_nvfp4_say_what_the_engine_does(request_: Request, verdict: str, said: str) -> None:
+    plan = make_plan(*inventory_of(PRO_NVFP4), request_)
+    assert plan.verdict == verdict
+    words = [*map(str, plan.changes), *(f"{one.reason} {one.engine_says}" for one in plan.breaches)]
+    assert any(said in text for text in words) or not said
+    if not plan.breaches:
+        assert [loss.part for loss in plan.losses] == ["the draft model"]
+        assert plan.layout == request_.engine
 
 
 @pytest.mark.slow
@@ -203,9 +223,9 @@ def test_the_real_checkpoint_is_planned_as_node_folders(gpu: str | None) -> None
     plan = make_plan(*inventory_of(PRO_NVFP4), Request(16, engine="node", nodes=2, gpu=gpu))
     assert plan.feasible
     assert (plan.layout, plan.verdict) == ("node", "not verified")
-    assert "--moe-runner-backend" not in plan.launch.commands[0]
+    assert ("--moe-runner-backend marlin" in plan.launch.commands[0]) is (gpu is None)
     assert any("NVFP4 experts are copied whole" in line for line in plan.notes)
-    assert "vLLM's own classes were not run with NVFP4 experts" in plan.notes[-1]
+    assert "vLLM 0.33.0 serves the same folders" in plan.notes[-1]
     formats = {(row.part_of, row.rank_dtype) for row in plan.modules if row.module == "routed experts"}
     assert formats == {("target", "NVFP4"), ("draft", "FP4")}
 
@@ -217,7 +237,7 @@ def test_one_node_gets_no_folder_and_of_its_serving_nothing_is_verified() -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [PRO_NVFP4, V41])
+@pytest.mark.parametrize("name", [V41])
 def test_what_is_not_known_is_called_so_by_inspect_and_plan_alike(name: str) -> None:
     inspected = run("inspect", root_of(name), "--tp", "8").stdout
     assert re.search(r"^SGLang +\? \d+\.\d$", inspected, re.MULTILINE)
@@ -295,3 +315,17 @@ def test_inspect_shows_it(model: Path) -> None:
     assert result.exit_code == 0
     assert "NVFP4 (U8)" in result.stdout
     assert "tensor scale" in result.stdout
+
+
+def test_unequal_input_scales_of_gate_and_up_are_refused_for_sglang(tmp_path: Path) -> None:
+    """SGLang keeps one value for both, the one that it reads last; vLLM keeps two."""
+    folder = write_nvfp4(tmp_path / "model", small_config(**ADDED), 47)
+    tensors = load_checkpoint(folder)
+    tensors["layers.1.ffn.experts.3.w3.input_scale"] = tensors["layers.1.ffn.experts.3.w3.input_scale"] * 2
+    checkpoint, inventory = open_folder(rewrite(folder, tensors))
+    sglang, vllm = (make_plan(checkpoint, inventory, Request(2, engine=engine)) for engine in ("sglang", "vllm"))
+    with pytest.raises(UnequalScales, match=r"layers\.1\.mlp\.experts\.w13_input_scale: .* first for expert 3"):
+        reshard(prepare(checkpoint, inventory, sglang), checkpoint, tmp_path / "sglang")
+    assert not (tmp_path / "sglang").exists()
+    reshard(prepare(checkpoint, inventory, vllm), checkpoint, tmp_path / "vllm")
+    assert verify(tmp_path / "vllm", (checkpoint, inventory)).ok

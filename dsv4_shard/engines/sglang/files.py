@@ -7,6 +7,8 @@ state before SGLang's own changes after loading (the repack of FP4, the reorderi
 
 import struct
 
+from dsv4_shard.catalog.sms import SM_10X
+from dsv4_shard.checkpoint import NVFP4
 from dsv4_shard.engines.deployment import Context, Deployment
 from dsv4_shard.engines.expert_locations import IDENTITY
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
@@ -136,9 +138,7 @@ class SglangLayout:
         dtype = parameter_dtype(name.role, name.part, context, name.stage) or tensor.dtype
         prefix = _prefix(name, context)
         if name.role in _ROUTED:
-            suffix = "weight" if name.part is Part.WEIGHT else "weight_scale_inv"
-            parameter = f"{prefix}mlp.experts.{_ROUTED[name.role]}_{suffix}"
-            return (TargetTensor(parameter, dtype, folder, _w13_order(name.role, runner_of(context)), stacked=True),)
+            return (_routed(name, context, dtype, folder, prefix),)
         row = _row(name, context)
         transform = "fp8_to_bf16" if decodes and tensor.dtype == "F8_E4M3" else None
         return (TargetTensor(row.full_name(prefix, name.part), dtype, folder, row.order, transform=transform),)
@@ -149,6 +149,11 @@ class SglangLayout:
         if blocks > built:
             what = "DSpark stages" if context.inventory.draft.dspark else "MTP blocks"
             return f"the checkpoint has {blocks} {what}, SGLang's draft model has {built}"
+        deployment = context.deployment
+        if deployment.experts == NVFP4 and deployment.gpu.sm in SM_10X and (part := _uneven_tile(context)):
+            return f"TRTLLM's kernels round {part} rows per rank up to a multiple of {_TRTLLM_TILE}: not verified"
+        if deployment.experts == NVFP4 and (deployment.redundant_experts or deployment.locations):
+            return "NVFP4 experts were not compared with redundant experts or a map of experts"
         return None
 
     def constants(self, context: Context) -> tuple[Constant, ...]:
@@ -201,6 +206,15 @@ class SglangLayout:
         return model_files(context)
 
 
+_TRTLLM_TILE = 64
+
+
+def _uneven_tile(context: Context) -> int:
+    """Rows of a rank's expert if they are no multiple of a tile of TRTLLM's NVFP4 kernels; 0 if they are one."""
+    rows = context.config.moe_intermediate_size // context.deployment.moe_tp
+    return rows if rows % _TRTLLM_TILE else 0
+
+
 def _built_blocks(context: Context) -> int:
     """Blocks of SGLang's draft model: one (NextN), or as many stages as DSpark reads layers of the target."""
     if not context.inventory.draft.dspark:
@@ -224,6 +238,27 @@ def _row(name: TensorName, context: Context) -> Parameter:
     if name.role in _LAYER:
         return _LAYER[name.role]
     return (_DRAFT if name.stage is Stage.MTP else _MODEL)[name.role]
+
+
+_SUFFIXES = {
+    Part.WEIGHT: "weight",
+    Part.SCALE: "weight_scale_inv",
+    Part.GROUP_SCALE: "weight_scale",
+    Part.TENSOR_SCALE: "weight_scale_2",
+    Part.INPUT_SCALE: "input_scale",
+}
+
+
+def _routed(name: TensorName, context: Context, dtype: str, folder: str, prefix: str) -> TargetTensor:
+    """The parameter of a routed expert. NVFP4's scalars stand gate before up with every runner.
+
+    SGLang has one input scale for gate and up, in both columns, and those of all experts on every rank.
+    """
+    parameter = f"{prefix}mlp.experts.{_ROUTED[name.role]}_{_SUFFIXES[name.part]}"
+    order = _w13_order(name.role, None if name.part.is_scalar else runner_of(context))
+    is_input = name.part is Part.INPUT_SCALE
+    paired = is_input and name.role is not Role.ROUTED_DOWN
+    return TargetTensor(parameter, dtype, folder, order, stacked=True, everywhere=is_input, paired=paired)
 
 
 def _w13_order(role: Role, runner: Runner | None) -> int:

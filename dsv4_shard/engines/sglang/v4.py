@@ -64,14 +64,13 @@ from dsv4_shard.engines.shared_rules import (
     is_left_out,
     left_out_draft,
     needs_other_head,
-    nvfp4_rule,
     version_rule,
     vocab_placement,
     vocab_rule,
 )
 from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.models import V4, Module, Part, Role, Stage
-from dsv4_shard.tensors.geometry import FP4_GROUP
+from dsv4_shard.tensors.geometry import FP4_GROUP, NVFP4_GROUP
 
 VERSION = VERSIONS["sglang"][0]
 
@@ -113,22 +112,28 @@ _ROWS: dict[str, tuple[Runner, ...]] = {
         Runner(("FP4",), _CUTLASS, 128, "tiles", _CUTLASS_QUOTE, up_first=True),
         Runner(("FP4",), SM_10X, FP4_GROUP, "FP4 groups", None, "F32"),
     ),
-    "marlin": (Runner(("FP4",), _CUTLASS, FP4_GROUP, "FP4 groups", None),),
+    "marlin": (
+        Runner(("FP4",), _CUTLASS, FP4_GROUP, "FP4 groups", None),
+        Runner((NVFP4,), SM_90, NVFP4_GROUP, "NVFP4 groups", None),
+    ),
     "triton": (Runner(("FP8",), FROM_HOPPER, 128, "blocks", GATE_UP_QUOTE, "F32"),),
     "deep_gemm": (Runner(("FP8",), FROM_HOPPER, 128, "blocks", GATE_UP_QUOTE, "F32"),),
-    "auto": (Runner(("FP4", "FP8"), FROM_HOPPER, 128, "blocks", GATE_UP_QUOTE, "F32"),),
+    "auto": (
+        Runner(("FP4", "FP8"), FROM_HOPPER, 128, "blocks", GATE_UP_QUOTE, "F32"),
+        Runner((NVFP4,), SM_10X, NVFP4_GROUP, "NVFP4 groups", None, up_first=True),
+    ),
 }
 """Runners by `--moe-runner-backend`; a runner may differ by architecture.
 
 `auto` is the value that all-to-all backends keep: the FP8 method, also for FP4 experts. Without such a backend SGLang
 replaces `auto`, and so does `_runners`. Blackwell's flashinfer_mxfp4 pads after loading, so only whole FP4 groups
-count.
+count. For NVFP4 experts `auto` becomes flashinfer_trtllm_routed, which Hopper does not have.
 """
 
 RUNNERS = {name: _ROWS[name] for name in RUNNER_NAMES["sglang"]}
 """The runners that `--runner` accepts."""
 
-_DEFAULT_RUNNERS = {"FP4": ("flashinfer_mxfp4", "marlin"), "FP8": ("triton",)}
+_DEFAULT_RUNNERS = {"FP4": ("flashinfer_mxfp4", "marlin"), "FP8": ("triton",), NVFP4: ("auto", "marlin")}
 """SGLang's choice for each format, also for `auto`, then the runners that the plan tries if that choice fails."""
 
 _TOPOLOGY_QUOTE = (
@@ -169,7 +174,8 @@ def _runners(request: Request, experts: str, gpu: Gpu) -> tuple[str, ...]:
     """Runners to try: the requested one, else SGLang's own. `auto` requests SGLang's own, and no other."""
     if request.a2a or request.runner not in (None, "auto"):
         return (request.runner or "auto",)
-    own = tuple(name for name in _DEFAULT_RUNNERS.get(experts, ()) if find_runner(name, experts, gpu)) or ("auto",)
+    names = _DEFAULT_RUNNERS.get(experts, ())
+    own = tuple(name for name in names if name == "auto" or find_runner(name, experts, gpu)) or ("auto",)
     return own[:1] if request.runner else own
 
 
@@ -362,8 +368,7 @@ RUNNER_RULES: tuple[Rule, ...] = (
     ),
     Requires(
         "runner", Module.ROUTED,
-        lambda c: runner_of(c) is not None or _is_mxfp4(c, "marlin") or _is_mxfp4(c, "triton")
-        or (c.deployment.experts, c.deployment.runner) == (NVFP4, "auto"),
+        lambda c: runner_of(c) is not None or _is_mxfp4(c, "marlin") or _is_mxfp4(c, "triton"),
         "SGLang's own classes were not run with runner {at.runner} and {at.experts} experts on {at.gpu.family} "
         "(sm_{at.gpu.sm})",
         consequence=NOT_VERIFIED, remedies=(leave_out("runner"),),
@@ -446,6 +451,24 @@ TP_EXPERTS_RULE = Requires(
 )  # fmt: skip
 
 
+_NVFP4_RULES = (
+    Requires(
+        "nvfp4-runner", Module.ROUTED,
+        lambda c: c.deployment.experts != NVFP4 or c.deployment.gpu.sm not in SM_90 or c.deployment.runner == "marlin",
+        "on {at.gpu.family}, NVFP4 experts need runner marlin, here {at.runner}",
+        "ValueError: Current platform does not support NVFP4 quantization with the selected MoE backend. Please use "
+        "Blackwell and above, or use moe_runner_backend=marlin on SM80+.",
+        remedies=(MARLIN,),
+    ),
+    Requires(
+        "nvfp4-a2a", Module.ROUTED, lambda c: c.deployment.experts != NVFP4 or c.deployment.a2a is None,
+        "SGLang's own loader was not run with NVFP4 experts and an all-to-all backend",
+        consequence=NOT_VERIFIED, remedies=(leave_out("a2a"),),
+    ),
+)  # fmt: skip
+"""`ModelOptNvFp4FusedMoEMethod.__init__`, and what is not verified of it."""
+
+
 def keeps_o_a_fp8(context: Context, stage: Stage = Stage.LAYER) -> bool:
     """Whether SGLang holds o_a in FP8: on sm_120 it does only if SGLANG_OPT_FP8_WO_A_GEMM asks for it.
 
@@ -474,7 +497,6 @@ def _o_a_blocks(rule: Divides) -> Divides:
 RULES: tuple[Rule, ...] = (
     *CHOICES,
     *CONFIGURATION_RULES,
-    nvfp4_rule("SGLang's own classes were not run with NVFP4 experts"),
     NO_CAST_RULE,
     *in_stage(
         StartStage.CONSTRUCTION,
@@ -492,6 +514,7 @@ RULES: tuple[Rule, ...] = (
         ),
         TP_EXPERTS_RULE,
         *BACKEND_RULES,
+        *_NVFP4_RULES,
         ROUTED_RULE,
         SHARED_RULE,
     ),
@@ -655,6 +678,8 @@ def _draft_options(context: Context, model_path: str, sharded: bool) -> str:
         options += "--speculative-num-draft-tokens 4"
     if sharded and left_out_draft(context):
         return ""
+    if context.deployment.experts == NVFP4 and context.deployment.gpu.sm in SM_90:
+        return ""  # beside NVFP4 experts, SGLang builds the draft's with Mxfp4FlashinferTrtllmMoEMethod on every GPU
     if sharded:
         options += f" --speculative-draft-model-path {model_path}/draft --speculative-draft-load-format {LOAD_FORMAT}"
     return options

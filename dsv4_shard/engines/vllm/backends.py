@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from dsv4_shard.catalog.options import RUNNERS
 from dsv4_shard.catalog.sms import EVERY_SM, FROM_ADA, FROM_HOPPER, SM_10X, SM_12X, SM_90
+from dsv4_shard.checkpoint import NVFP4
 from dsv4_shard.engines.deployment import Context
 
 TILE = 128
@@ -60,6 +61,12 @@ The architectures are those that vLLM's own selection accepts when run: `tests/d
 (`experts/*.py`, `_supports_current_device` and `_supports_quant_scheme`).
 """
 
+_NVFP4: dict[str, Backend] = {
+    "marlin": Backend(NVFP4, "exact", enum="MARLIN"),
+    "flashinfer_trtllm": Backend(NVFP4, "exact", SM_10X, enum="FLASHINFER_TRTLLM"),
+}
+"""Backends of NVFP4 experts that vLLM chooses itself. Verified are TRTLLM's kernels on sm_10x, and Marlin on Hopper."""
+
 BACKENDS = {name: _FP4[name] for name in RUNNERS["vllm"] if name in _FP4}
 
 BACKENDS_FP8 = {name: _FP8[name] for name in RUNNERS["vllm"] if name in _FP8}
@@ -78,7 +85,7 @@ def is_mega(context: Context) -> bool:
 
 def table_of(experts: str) -> dict[str, Backend]:
     """The backends for a format of routed experts; empty for one that vLLM has none for."""
-    return {"FP4": BACKENDS, "FP8": BACKENDS_FP8}.get(experts, {})
+    return {"FP4": BACKENDS, "FP8": BACKENDS_FP8, NVFP4: _NVFP4}.get(experts, {})
 
 
 def default_backend(experts: str, sm: int, ep: int, aligned: bool) -> str:
@@ -94,6 +101,7 @@ def default_backend(experts: str, sm: int, ep: int, aligned: bool) -> str:
 _OWN_ORDER = {
     "FP4": ("flashinfer_trtllm", "deep_gemm", "marlin"),
     "FP8": ("flashinfer_trtllm", "deep_gemm", "triton", "marlin"),
+    NVFP4: ("flashinfer_trtllm", "marlin"),
 }
 """vLLM's order of preference (`oracle/mxfp4.py`, `fp8.py`: `_get_priority_backends`), with the DeepGEMM of its wheel.
 

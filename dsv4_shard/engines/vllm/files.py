@@ -9,12 +9,13 @@ import json
 import struct
 
 from dsv4_shard.catalog.options import VLLM_LOADER_VERSIONS
+from dsv4_shard.checkpoint import NVFP4
 from dsv4_shard.engines.deployment import Context, Deployment
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parameters import DRAFT_FOLDER, Parameter, model_files, rank_file_name
 from dsv4_shard.engines.shared_rules import draft_blocks, is_dspark, left_out_draft
 from dsv4_shard.engines.vllm.backends import TILE, backend_of, fits, is_aligned, is_mega
-from dsv4_shard.engines.vllm.v4 import parameter_dtype, scale_repeat
+from dsv4_shard.engines.vllm.v4 import holds_all_inputs, parameter_dtype, scale_repeat
 from dsv4_shard.models import Part, Role, Stage, TensorName
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 from dsv4_shard.tensors.header import Tensor
@@ -128,10 +129,12 @@ def layout_class(context: Context) -> str:
 
     A: FP4 rounded up to 128, B: FP4 rounded up to less, C: FP4 for MegaMoE, in the order of the checkpoint, which our
     loader has vLLM turn into its kernel's, D: FP8 in whole blocks, E: FP8 in finer blocks, F: FP8 padded by whole
-    blocks.
+    blocks, N: NVFP4.
     """
     if is_mega(context):
         return "C"
+    if context.deployment.experts == NVFP4:
+        return "N"
     if context.deployment.experts == "FP4":
         backend = backend_of(context)
         return "A" if backend is not None and backend.tile == TILE and backend.fit == "tile" else "B"
@@ -158,6 +161,8 @@ class VllmLayout:
         deployment, config, backend = context.deployment, context.config, backend_of(context)
         if is_dspark(Stage.MTP, context) and draft_blocks(context) not in (0, DSPARK_STAGES):
             return f"the checkpoint has {draft_blocks(context)} DSpark stages, vLLM's draft model has {DSPARK_STAGES}"
+        if deployment.dp > 1 and deployment.experts == NVFP4:
+            return "NVFP4 experts were not compared with data parallelism"
         if deployment.dp > 1 and deployment.version not in VLLM_LOADER_VERSIONS:
             return f"data parallelism of vLLM {deployment.version} was not compared"
         if backend is not None and config.hidden_size % backend.hidden_tile:
@@ -227,8 +232,8 @@ class VllmLayout:
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
         """config.json, if it has to state the format of the experts: vLLM reads nothing else."""
-        declared = document.get("expert_dtype", "fp4")
-        if declared == context.deployment.experts.lower():
+        declared, experts = document.get("expert_dtype", "fp4"), context.deployment.experts
+        if experts == NVFP4 or declared == experts.lower():
             return {}
         content = json.dumps(document | {"expert_dtype": context.deployment.experts.lower()}, indent=2).encode() + b"\n"
         return {name: content for name in model_files(context) if name.endswith(CONFIG_FILE)}
@@ -249,10 +254,17 @@ def _prefix(name: TensorName, context: Context) -> str:
     return f"{block}mtp_block." if name.role in _LAYER or name.role in _ROUTED else block
 
 
+_SUFFIXES = {
+    Part.WEIGHT: "weight",
+    Part.GROUP_SCALE: "weight_scale",
+    Part.TENSOR_SCALE: "weight_scale_2",
+    Part.INPUT_SCALE: "input_scale",
+}
+
+
 def _routed(tensor: Tensor, name: TensorName, context: Context, dtype: str, folder: str, prefix: str) -> TargetTensor:
     row = _ROUTED[name.role]
-    scale = "weight_scale" if context.deployment.experts == "FP4" else "weight_scale_inv"
-    suffix = "weight" if name.part is Part.WEIGHT else scale
+    suffix = _SUFFIXES.get(name.part) or ("weight_scale" if context.deployment.experts == "FP4" else "weight_scale_inv")
     padded_scale = name.part is Part.SCALE and layout_class(context) == "F"
     return TargetTensor(
         f"{prefix}ffn.experts.{'' if is_mega(context) else 'routed_experts.'}{row.name}_{suffix}",
@@ -262,6 +274,7 @@ def _routed(tensor: Tensor, name: TensorName, context: Context, dtype: str, fold
         stacked=True,
         repeat=scale_repeat(name.role, name.part, context),
         fill=_ONE[tensor.dtype] if padded_scale else b"",
+        everywhere=name.part is Part.INPUT_SCALE and holds_all_inputs(context),
     )
 
 

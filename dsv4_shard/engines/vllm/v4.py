@@ -12,8 +12,8 @@ from dataclasses import replace
 from math import gcd
 
 from dsv4_shard.catalog.options import RUNNERS, VERSIONS, VLLM_BROKEN_VERSIONS, VLLM_VERSIONS
-from dsv4_shard.catalog.sms import EVERY_SM, SM_10X, SM_12X
-from dsv4_shard.checkpoint import Inventory, TensorGroup
+from dsv4_shard.catalog.sms import EVERY_SM, SM_10X, SM_12X, SM_90
+from dsv4_shard.checkpoint import NVFP4, PACKED, Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import added_up, all_to_all
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
 from dsv4_shard.engines.engine import Engine
@@ -22,7 +22,7 @@ from dsv4_shard.engines.nvfp4 import is_nvfp4, nvfp4_tensor
 from dsv4_shard.engines.parallelism import ep_off_or_all
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, for_engine, leave_out
-from dsv4_shard.engines.rules import NO_OPTION, SILENT, Divides, Requires, Rule, Symptom, in_stage
+from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, SILENT, Divides, Requires, Rule, Symptom, in_stage
 from dsv4_shard.engines.shared_rules import (
     ADDED_IN_PARTS,
     COLUMN_QUOTE,
@@ -37,7 +37,6 @@ from dsv4_shard.engines.shared_rules import (
     draft_losses,
     heads_rule,
     is_left_out,
-    nvfp4_rule,
     shares_blocks_evenly,
     version_rule,
     vocab_placement,
@@ -56,7 +55,7 @@ from dsv4_shard.engines.vllm.backends import (
 from dsv4_shard.engines.vllm.kv_cache import cache_of
 from dsv4_shard.engines.vllm.launch import launch, replica_pattern
 from dsv4_shard.models import V4, Module, Part, Role
-from dsv4_shard.tensors.geometry import FP4_GROUP
+from dsv4_shard.tensors.geometry import FP4_GROUP, NVFP4_GROUP
 from dsv4_shard.text.units import quotient
 
 VERSION = VLLM_VERSIONS[0]
@@ -66,6 +65,9 @@ _SMALLEST_FP8_BLOCK = 32
 _SINK_TILE = 64
 """FlashMLA's kernels need 64 or 128 heads; a rank's attention sinks are padded to that."""
 
+
+_OTHER_NVFP4 = ("flashinfer_cutlass", "flashinfer_moe_ep_cutedsl")
+"""Further values of `--runner` that vLLM takes for NVFP4 experts (`oracle/nvfp4.py`, `map_nvfp4_backend`)."""
 
 _ROUTED = (Role.ROUTED_GATE, Role.ROUTED_UP, Role.ROUTED_DOWN)
 
@@ -148,6 +150,8 @@ _UNSUPPORTED = "does not support the deployment configuration since kernel does 
 def _unsupported(context: Context) -> str | None:
     """What vLLM says of a backend that has no kernels for the GPU (`oracle/mxfp4.py`, `oracle/fp8.py`)."""
     backend = backend_of(context)
+    if backend is not None and backend.experts == NVFP4:
+        return None
     if backend is None or is_mega(context):
         return "NotImplementedError: DeepGEMM MegaMoE requires SM100 GPUs." if backend else None
     if backend.experts == "FP4":
@@ -155,10 +159,26 @@ def _unsupported(context: Context) -> str | None:
     return f"ValueError: FP8 MoE backend {backend.enum} {_UNSUPPORTED}"
 
 
+def _unmapped(context: Context) -> str | None:
+    """What vLLM says of a backend that it does not have for NVFP4 experts (`oracle/nvfp4.py`)."""
+    deployment = context.deployment
+    if deployment.experts != NVFP4:
+        return None
+    return f"ValueError: moe_backend='{deployment.runner}' is not supported for NvFP4 MoE."
+
+
+def _is_known_nvfp4(context: Context) -> bool:
+    """Whether the backend of NVFP4 experts, if they are, is one that was run for the GPU."""
+    deployment = context.deployment
+    known = {"marlin": SM_90, "flashinfer_trtllm": SM_10X}.get(deployment.runner, frozenset())
+    return deployment.experts != NVFP4 or deployment.gpu.sm in known
+
+
 BACKEND_RULES: tuple[Rule, ...] = (
     Requires(
-        "runner", Module.ROUTED, lambda c: backend_of(c) is not None,
-        "vLLM has no MoE backend {at.runner!r} for {at.experts} experts",
+        "runner", Module.ROUTED,
+        lambda c: backend_of(c) is not None or (c.deployment.experts == NVFP4 and c.deployment.runner in _OTHER_NVFP4),
+        "vLLM has no MoE backend {at.runner!r} for {at.experts} experts", _unmapped,
         remedies=(leave_out("runner"),), fatal=True,
     ),
     Requires(
@@ -166,6 +186,12 @@ BACKEND_RULES: tuple[Rule, ...] = (
         lambda c: c.deployment.gpu.sm in getattr(backend_of(c), "sms", EVERY_SM),
         "MoE backend {at.runner} does not take {at.experts} experts on {at.gpu.family} (sm_{at.gpu.sm})", _unsupported,
         remedies=(leave_out("runner"),), fatal=True,
+    ),
+    Requires(
+        "nvfp4-backend", Module.ROUTED, _is_known_nvfp4,
+        "vLLM's own loader was not run with NVFP4 experts and backend {at.runner} on {at.gpu.family} "
+        "(sm_{at.gpu.sm})",
+        consequence=NOT_VERIFIED, remedies=(leave_out("runner"),), fatal=True,
     ),
 )  # fmt: skip
 """vLLM's conditions on an MoE backend, which it checks while it builds the experts."""
@@ -229,7 +255,6 @@ RULES: tuple[Rule, ...] = (
         remedies=(leave_out("shared_experts"),), fatal=True,
     ),
     *CONFIGURATION_RULES,
-    nvfp4_rule("vLLM's own classes were not run with NVFP4 experts"),
     NO_CAST_RULE,
     *in_stage(
         StartStage.CONSTRUCTION,
@@ -247,9 +272,10 @@ RULES: tuple[Rule, ...] = (
         *BACKEND_RULES,
         Divides(
             "routed-groups", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
-            lambda c: c.deployment.moe_tp, "MoE TP", lambda c: FP4_GROUP, "FP4 groups",
+            lambda c: c.deployment.moe_tp, "MoE TP",
+            lambda c: NVFP4_GROUP if c.deployment.experts == NVFP4 else FP4_GROUP, "FP4 groups",
             cut=Symptom(consequence=f"{SILENT}starts, and cuts scales in the wrong place", remedies=(FULL_EP,)),
-            when=lambda c: c.deployment.experts == "FP4" and has_even_parts(c),
+            when=lambda c: c.deployment.experts in PACKED and has_even_parts(c),
         ),
         Divides(
             "routed-blocks", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
@@ -321,14 +347,18 @@ def store(group: TensorGroup, placement: Placement, context: Context) -> RankTen
     if group.role in (Role.MTP_EMBED, Role.MTP_HEAD) or is_left_out(group.stage, context):
         return None
     if is_nvfp4(group, context):
-        blackwell = context.deployment.gpu.sm in SM_10X
-        return nvfp4_tensor(group, placement, context, scales_twice=False, all_inputs=blackwell)
+        return nvfp4_tensor(group, placement, context, scales_twice=False, all_inputs=holds_all_inputs(context))
     repeat = scale_repeat(group.role, group.part, context)
     if repeat > 1:
         rows, cols = group.shape
         group = group._replace(shape=(rows * repeat, cols * repeat), nbytes=group.nbytes * repeat * repeat)
     dtype = parameter_dtype(group.role, group.part, context)
     return rank_tensor(group, placement, context, None if dtype == "U8" else dtype)
+
+
+def holds_all_inputs(context: Context) -> bool:
+    """Whether a rank holds the input scales of all NVFP4 experts: with Blackwell's kernels."""
+    return context.deployment.gpu.sm in SM_10X
 
 
 def scale_repeat(role: Role, part: Part, context: Context) -> int:

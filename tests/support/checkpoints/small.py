@@ -271,4 +271,6 @@ def write_nvfp4(folder: Path, document: dict[str, Any], seed: int) -> Path:
         tensors[f"{stem}.weight_scale"] = torch.from_numpy(scales).to(torch.float8_e4m3fn)
         for scalar in ("weight_scale_2", "input_scale"):
             tensors[f"{stem}.{scalar}"] = torch.tensor(random.uniform(1e-4, 1e-3), dtype=torch.float32)
+    for name in [name for name in tensors if name.endswith("w3.input_scale")]:
+        tensors[name] = tensors[name.replace("w3", "w1")].clone()
     return rewrite(folder, tensors)

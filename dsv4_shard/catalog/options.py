@@ -31,7 +31,31 @@ RUNNERS = {
     ),
     "reference": ("tilelang",),
 }
-"""Engine → its MoE runners or backends. Engines that are not listed have no choice of runner."""
+"""Engine → its MoE runners or backends that were compared. Engines that are not listed have no choice of runner."""
+
+OTHER_RUNNERS = {
+    "sglang": (
+        "aiter", "cutlass", "experimental_sgl_marlin", "experimental_sgl_trtllm", "flashinfer_cutedsl",
+        "flashinfer_cutlass", "flashinfer_megamoe", "flashinfer_trtllm", "flashinfer_trtllm_routed", "hpc_ops",
+        "humming", "intel_xpu", "lora_cutedsl", "lora_marlin", "lora_triton", "megamoe", "triton_kernel",
+    ),
+    "vllm": (
+        "aiter", "aiter_mega_moe", "aiter_triton_mxfp4_bf16", "aiter_triton_mxfp4_mxfp4", "b12x", "batched_triton",
+        "cutlass", "emulation", "flashinfer_b12x", "flashinfer_cutedsl", "flydsl", "hpc", "humming", "rdna3",
+    ),
+}  # fmt: skip
+"""Engine → the other names that it takes: what it then holds was not compared, so plans call them not verified.
+
+With these above, all of SGLang's `MOE_RUNNER_BACKEND_CHOICES` and of vLLM's `MoEBackend`.
+"""
+
+RUNNER_NAMES = {engine: (*names, *OTHER_RUNNERS.get(engine, ())) for engine, names in RUNNERS.items()}
+"""Engine → every name that `--runner` takes."""
+
+REPLACED_RUNNERS = {
+    "deep_gemm_amxf4_mega_moe": "Only development images of vLLM had it: deep_gemm_mega_moe has the same FP4 experts.",
+}
+"""Names that an engine no longer has → what is there in their place."""
 
 A2A = (
     "deepep",

@@ -55,6 +55,7 @@ class Engine:
         variants: Tables for other families.
         short_title: Name in narrow columns (default: `title`).
         runners, versions, a2a: Names that these options accept; the catalog lists them.
+        other_runners: Further names of runners, which no search tries, since they are not verified.
         serves: Whether it runs a model, rather than only defining a file layout.
         draft_in_model: Whether the engine loads the draft model's blocks together with the target model.
         files_for_any_gpu: Whether the files are the same for every GPU.
@@ -93,6 +94,7 @@ class Engine:
     runners: tuple[str, ...] = ()
     versions: tuple[str, ...] = ()
     a2a: tuple[str, ...] = ()
+    other_runners: tuple[str, ...] = ()
     serves: bool = True
     draft_in_model: bool = False
     files_for_any_gpu: bool = False

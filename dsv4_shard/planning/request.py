@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from dsv4_shard.catalog.option import fields_of, words_of
+from dsv4_shard.catalog.options import REPLACED_RUNNERS
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.catalog.request import LEAST_PART, LayoutOptions, Request, Target
 from dsv4_shard.engines import ENGINES, Engine, find_engine
@@ -25,7 +26,7 @@ def request_of(options: LayoutOptions) -> Request:
 
 
 _NAMES_OF: dict[str, Callable[[Engine], tuple[str, ...]]] = {
-    "runner": lambda engine: engine.runners,
+    "runner": lambda engine: (*engine.runners, *engine.other_runners),
     "a2a": lambda engine: engine.a2a,
     "engine_version": lambda engine: engine.versions,
 }
@@ -42,7 +43,8 @@ def refuse_unknown_names(options: Target, engine: Engine) -> None:
         value = getattr(options, name, None)
         every = [one for known in ENGINES.values() for one in names_of(known)]
         if value is not None and value not in every:
-            hint = did_you_mean(value, names_of(engine) or every)
+            offered = [one for one in names_of(engine) if one not in engine.other_runners]
+            hint = REPLACED_RUNNERS.get(value) or did_you_mean(value, offered or every)
             raise UsageError.about(name, value, "not supported by any engine here", hint=hint)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from dsv4_shard.catalog.gpus import Gpu
-from dsv4_shard.catalog.options import A2A, LOAD_FORMAT, VERSIONS
+from dsv4_shard.catalog.options import A2A, LOAD_FORMAT, OTHER_RUNNERS, VERSIONS
 from dsv4_shard.catalog.options import RUNNERS as RUNNER_NAMES
 from dsv4_shard.catalog.sms import EVERY_SM, FROM_HOPPER, SM_10X, SM_12X, SM_90
 from dsv4_shard.checkpoint import NVFP4, Inventory, TensorGroup
@@ -782,6 +782,7 @@ SGLANG = Engine(
     loads_plans=True,
     others=OTHERS,
     runners=RUNNER_NAMES["sglang"],
+    other_runners=OTHER_RUNNERS["sglang"],
     versions=VERSIONS["sglang"],
     a2a=A2A,
     search_requests=search_requests,

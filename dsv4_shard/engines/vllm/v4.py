@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from math import gcd
 
-from dsv4_shard.catalog.options import RUNNERS, VERSIONS, VLLM_BROKEN_VERSIONS, VLLM_VERSIONS
+from dsv4_shard.catalog.options import OTHER_RUNNERS, RUNNERS, VERSIONS, VLLM_BROKEN_VERSIONS, VLLM_VERSIONS
 from dsv4_shard.catalog.sms import EVERY_SM, SM_10X, SM_12X, SM_90
 from dsv4_shard.checkpoint import NVFP4, PACKED, Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import added_up, all_to_all
@@ -175,6 +175,11 @@ def _is_known_nvfp4(context: Context) -> bool:
 
 
 BACKEND_RULES: tuple[Rule, ...] = (
+    Requires(
+        "runner-known", Module.ROUTED, lambda c: c.deployment.runner not in OTHER_RUNNERS["vllm"],
+        "vLLM's own classes were not run with MoE backend {at.runner}", consequence=NOT_VERIFIED,
+        remedies=(leave_out("runner"),), fatal=True,
+    ),
     Requires(
         "runner", Module.ROUTED,
         lambda c: backend_of(c) is not None or (c.deployment.experts == NVFP4 and c.deployment.runner in _OTHER_NVFP4),
@@ -463,6 +468,7 @@ VLLM = Engine(
     misloads=misloads,
     others=OTHERS,
     runners=RUNNERS["vllm"],
+    other_runners=OTHER_RUNNERS["vllm"],
     versions=VERSIONS["vllm"],
     dp_multiplies=True,
     parallelism=ep_off_or_all,

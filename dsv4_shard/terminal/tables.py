@@ -8,7 +8,8 @@ from rich.text import Text
 from dsv4_shard.terminal.text import MIN_WIDTH, wrap
 from dsv4_shard.text.sanitize import clean
 
-_GAP = 2
+_GAPS = (2, 1)
+"""Blanks between columns: the second only if the table does not fit with the first."""
 
 _MOST_LINES = 3
 """Most lines per row; with more, the columns are too narrow to read."""
@@ -31,12 +32,13 @@ class Table:
     def show(self, console: Console) -> None:
         """Print the table within the console's width, without blanks at the ends of lines."""
         room = max(MIN_WIDTH, console.width)
-        widths = self._widths(room)
-        lines = self._in_columns(widths) if widths else self._one_by_one(room)
+        fits = ((gap, widths) for gap in _GAPS if (widths := self._widths(room, gap)))
+        gap, widths = next(fits, (0, None))
+        lines = self._in_columns(widths, gap) if widths else self._one_by_one(room)
         for line in lines:
             console.print(line, soft_wrap=True)
 
-    def _widths(self, room: int) -> list[int] | None:
+    def _widths(self, room: int, gap: int) -> list[int] | None:
         """Width of each column, with text wrapped between words in the widest; None if that is unreadable."""
         rows = (self._columns, *self._rows)
         widths = [max(len(row[column]) for row in rows) for column in range(len(self._columns))]
@@ -44,7 +46,7 @@ class Table:
             width if column in self._right else max(_longest_word(row[column].plain) for row in rows)
             for column, width in enumerate(widths)
         ]
-        while sum(widths) + _GAP * (len(widths) - 1) > room:
+        while sum(widths) + gap * (len(widths) - 1) > room:
             column = max(range(len(widths)), key=lambda one: (widths[one] > least[one], widths[one]))
             if widths[column] == least[column]:
                 return None
@@ -52,7 +54,7 @@ class Table:
         tallest = max(len(wrap(cell.plain, width)) for row in rows for cell, width in zip(row, widths, strict=True))
         return widths if tallest <= _MOST_LINES else None
 
-    def _in_columns(self, widths: list[int]) -> Iterator[Text]:
+    def _in_columns(self, widths: list[int], gap: int) -> Iterator[Text]:
         for row in (self._columns, *self._rows):
             cells = [wrap(cell.plain, width) for cell, width in zip(row, widths, strict=True)]
             for number in range(max(map(len, cells))):
@@ -63,7 +65,7 @@ class Table:
                     if part:
                         line.append(" " * (start + indent - len(line)))
                         line.append(part, style=row[column].style)
-                    start += width + _GAP
+                    start += width + gap
                 yield line
 
     def _one_by_one(self, room: int) -> Iterator[Text]:

@@ -221,7 +221,7 @@ def test_names_of_a_family_that_is_not_known_are_shown_escaped(name: str, place:
         "model_type": None, "architectures": [name]}}.get(place, {})  # fmt: skip
     tensors = {"template": {name: ("U8", (2, 2))}, "pair": {name: ("U8", (2, 2)), f"{name}_scale": ("F32", (2, 1))}}
     folder = write_family(tmp_path / "model", document, tensors.get(place, {"a": ("BF16", (1,))}))  # type: ignore[arg-type]
-    result = run("inspect", folder)
+    result = run("inspect", folder, "--details")
     assert_harmless(result)
     assert result.exit_code == ExitCode.DONE
     assert escaped(name) in re.sub(r"\s*\n\s*", "", result.stdout) or escaped(name) in unwrapped(result.stdout)

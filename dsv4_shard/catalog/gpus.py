@@ -146,13 +146,16 @@ def find_gpu(name: str) -> Gpu:
                      hint=f"{did_you_mean(name, GPUS)} `dsv4-shard gpus` lists them with their memory.")  # fmt: skip
 
 
-@lru_cache(maxsize=1024)
 def gpus_called(name: str) -> tuple[Gpu, ...]:
     """Return the GPUs that a name fits, in whatever case and with or without maker and memory."""
     plain = name.strip().lower()
-    titled = next((gpu for gpu in GPUS.values() if gpu.title.lower() == plain), GPUS.get(plain))
-    if titled is not None:
-        return (titled,)
+    titled = GPUS.get(plain) or next((gpu for gpu in GPUS.values() if gpu.title.lower() == plain), None)
+    return (titled,) if titled is not None else _called_otherwise(plain)
+
+
+@lru_cache(maxsize=1024)
+def _called_otherwise(plain: str) -> tuple[Gpu, ...]:
+    """The GPUs that a name in lower case fits, which is neither the short name nor the title of one."""
     words, memory = _words(plain)
     known = {**{gpu: gpu for gpu in GPUS}, **ALIASES}
     found = dict.fromkeys(gpu for alias, gpu in known.items() if words and words == _words(alias)[0])

@@ -232,7 +232,7 @@ def words_of(options: Options) -> list[str]:
     words = []
     for field in fields_of(type(options)):
         value = getattr(options, field.name)
-        if value != field.default:
+        if value != field.default and value is not None:
             name = as_option(field.name)
             words.append(name if value is True else f"{name} {shlex.quote(str(value))}")
     return words

@@ -169,7 +169,7 @@ class Target(Hardware):
         Option(help="SGLang's --enable-dp-lm-head: cut the head over attention TP, not over TP.", panel=LAYOUT),
     ] = False  # fmt: skip
     part_size: Annotated[
-        str,
+        str | None,
         Option(
             help="Most bytes of a rank's file (sglang, vllm): larger ones are written in several parts.",
             metavar="SIZE", panel=WRITING, expects="text such as '20GB' or '500MB'",
@@ -203,9 +203,12 @@ class Request(LayoutOptions, _FirstTp):
         return self.gpu is not None or self.gpu_memory is not None
 
     @property
-    def part_nbytes(self) -> int:
-        """Most bytes of tensors in a part of a rank's file; 0 if `part_size` is no size, which is refused."""
-        return bytes_of(self.part_size) or 0
+    def part_nbytes(self) -> int | None:
+        """Most bytes of tensors in a part of a rank's file; 0 if `part_size` is no size, which is refused.
+
+        None for plans of releases whose files had one part, and were not aligned.
+        """
+        return None if self.part_size is None else bytes_of(self.part_size) or 0
 
 
 @dataclass(frozen=True, kw_only=True)

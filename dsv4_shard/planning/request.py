@@ -56,7 +56,7 @@ def check_request(request: Request) -> None:
     """
     for field in fields_of(Request):
         field.checked(getattr(request, field.name))
-    if request.part_nbytes < LEAST_PART:
+    if request.part_nbytes is not None and request.part_nbytes < LEAST_PART:
         raise UsageError.about("part_size", request.part_size, "not a size of files",
                                hint="Give it as 20GB (10^9 bytes) or 16GiB (2^30); at least 1MB.")  # fmt: skip
     if gpus_of(request) > MAX_RANKS:

@@ -64,7 +64,7 @@ def make_recipe(
     """The recipe for `ranks` of a feasible deployment.
 
     Large tensors are moved in parts, each of which has its own digest, unless `in_parts` is off. Where the layout's
-    files may have parts, each has at most `part_nbytes` of tensors, or one larger tensor.
+    files may have parts, each has at most `part_nbytes` of tensors, or one larger tensor, and large tensors are aligned.
 
     Raises ValueError if a placement does not divide. The rules refuse such a deployment earlier.
     """
@@ -178,6 +178,7 @@ class _Maker:
         self._left_out: dict[str, str] = {}
         self._outputs: dict[FileKey, dict[str, _Output]] = {}
         self._files = FileParts(part_nbytes if layout.has_parts else None)
+        self._in_pages = layout.has_parts and part_nbytes is not None
 
     def make(self) -> Recipe:
         """Number the output files, assemble the output tensors layer by layer, and lay out the files."""
@@ -486,7 +487,7 @@ class _Maker:
             header, tensors = _header_of(self._checkpoint, source, self._members[source])
         else:
             kinds = {name: (output.dtype, output.shape) for name, output in outputs.items()}
-            header, tensors = build_header(kinds, self._metadata(key), in_pages=self._layout.has_parts)
+            header, tensors = build_header(kinds, self._metadata(key), in_pages=self._in_pages)
             # Files of different ranks have mostly equal entries: equal ones share one object.
             tensors = {name: self._infos.setdefault(info, info) for name, info in tensors.items()}
         pieces = {name: output.runs for name, output in outputs.items() if output.runs}

@@ -5,7 +5,7 @@ import re
 from io import StringIO
 
 import pytest
-from dsv4_shard.terminal.explanation import show_explanation
+from dsv4_shard.terminal.screens.explain import show_explanation
 from rich.console import Console
 from support.deployments import request_after, requested
 

@@ -124,7 +124,7 @@ def test_an_edited_identity_is_refused(folder: Path) -> None:
 
 def test_the_identity_tells_what_shapes_do_not(result: Path) -> None:
     assert load_manifest(result).identity == {
-        "layout": "dsv4-shard sglang 2",
+        "layout": "dsv4-shard sglang 1",
         "engine": "sglang 0.5.23",
         "gpu_family": "Hopper",
         "moe_runner": "marlin",

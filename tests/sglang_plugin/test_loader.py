@@ -560,5 +560,5 @@ def test_files_for_another_engine_are_refused(
     reshard(prepare(checkpoint, inventory, plan), checkpoint, tmp_path / "other", workers=1)
     identity = json.loads((tmp_path / "other" / "manifest.json").read_text())["identity"]
     layout = identity.get("layout", "no layout")
-    reason = f"^layout: the files are for {layout}, found dsv4-shard sglang 2: reshard with --engine sglang"
+    reason = f"^layout: the files are for {layout}, found dsv4-shard sglang 1: reshard with --engine sglang"
     refused(process, tmp_path / "other", reason)

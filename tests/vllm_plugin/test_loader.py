@@ -173,7 +173,7 @@ def test_a_model_with_other_experts_is_refused(
 def test_files_for_sglang_are_refused(process: Process, written: Callable[[Case], Path]) -> None:
     sglang = Case("sglang", "fp4", "marlin", 2, ep=2, shared="whole")
     refused(
-        process, written(sglang), "^layout: the files are for dsv4-shard sglang 2, found dsv4-shard vllm 2: reshard"
+        process, written(sglang), "^layout: the files are for dsv4-shard sglang 1, found dsv4-shard vllm 1: reshard"
     )
 
 

@@ -27,7 +27,7 @@ from dsv4_shard.engines.shared_rules import draft_blocks, is_dspark, left_out_dr
 from dsv4_shard.models import Part, Role, Stage, TensorName
 from dsv4_shard.tensors.header import Tensor
 
-LAYOUT = "dsv4-shard sglang 2"
+LAYOUT = "dsv4-shard sglang 1"
 """Name of what these files hold, for loaders. The number grows when the same deployment gets other files."""
 
 W13_ORDERS = {False: "gate, up", True: "up, gate"}

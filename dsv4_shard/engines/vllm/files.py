@@ -20,7 +20,7 @@ from dsv4_shard.models import Part, Role, Stage, TensorName
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 from dsv4_shard.tensors.header import Tensor
 
-LAYOUT = "dsv4-shard vllm 2"
+LAYOUT = "dsv4-shard vllm 1"
 """Name of what these files hold, for loaders. The number grows when the same deployment gets other files."""
 
 _MINUS_INFINITY = struct.pack("<f", float("-inf"))

@@ -5,6 +5,7 @@ Both cut weights and group scales like FP4 experts. SGLang keeps a second copy o
 Blackwell's kernels.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from dsv4_shard.checkpoint import NVFP4, TensorGroup
@@ -17,6 +18,16 @@ def is_nvfp4(group: TensorGroup, context: Context) -> bool:
     """Whether `group` is of NVFP4 experts."""
     fmt = context.inventory.format(group.role, group.stage)
     return group.role.module is Module.ROUTED and fmt is not None and fmt.name == NVFP4
+
+
+def second_copy(context: Context, stored: Callable[[TensorGroup], RankTensor | None]) -> int:
+    """Bytes of the second copy of the group scales on a rank, which no file has; `stored` says what a rank stores."""
+    each = (
+        (stored(group), count // context.deployment.ep)
+        for group, count in context.inventory.groups.items()
+        if group.part is Part.GROUP_SCALE and is_nvfp4(group, context)
+    )
+    return sum(tensor.nbytes // 2 * count for tensor, count in each if tensor is not None)
 
 
 def nvfp4_tensor(

@@ -1,5 +1,7 @@
 """Every release at its full size: a rank's files have the bytes that the plan says, and every tensor has a fate."""
 
+import re
+
 import pytest
 from support.checkpoints.full_size import PRO_FP8, PRO_NVFP4, REAL_MODELS, V3, V32, V41, inventory_of
 
@@ -17,7 +19,7 @@ REFUSED = {
     **{(V41, engine): "family" for engine in ("sglang", "vllm")},
     **{(model, engine): "no layout" for model in (V3, V32) for engine in ("sglang", "vllm")},
     **{(model, "vllm"): "o_a-format" for model in (PRO_FP8, "DeepSeek-V4-Flash-FP8")},
-    **{(PRO_NVFP4, engine): "nvfp4" for engine in LAYOUTS},
+    (PRO_NVFP4, "reference"): "nvfp4",
 }
 """By the rule that breaks."""
 
@@ -48,7 +50,10 @@ def test_a_ranks_files_have_the_bytes_of_the_plan_and_no_tensor_is_forgotten(mod
     recipe = make_recipe(checkpoint, engine_for(engine, inventory.family), context, tuple(range(8)))
     assert plan.totals is not None
     mine = sum(file.payload for file in recipe.files if 0 in file.ranks)
-    assert mine == plan.totals.target_bytes_per_rank_max + plan.totals.draft_bytes_per_rank
+    scales = [entry.nbytes for file in recipe.files if 0 in file.ranks for name, entry in file.tensors.items()
+              if re.fullmatch(r".*\.mlp\.experts\.w(13|2)_weight_scale", name)]  # fmt: skip
+    twice = sum(scales)  # SGLang on Hopper holds those of NVFP4 a second time
+    assert mine + twice == plan.totals.target_bytes_per_rank_max + plan.totals.draft_bytes_per_rank
     moved = {step.source.name for step in recipe.steps} | {step.scale.name for step in recipe.steps if step.scale}
     assert moved | recipe.left_out.keys() == checkpoint.tensors.keys()
     assert moved.isdisjoint(recipe.left_out.keys() - {step.scale.name for step in recipe.steps if step.scale})

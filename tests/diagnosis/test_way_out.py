@@ -5,7 +5,6 @@ import re
 from io import StringIO
 
 import pytest
-from dsv4_shard.terminal.screens.explain import show_explanation
 from rich.console import Console
 from support.deployments import request_after, requested
 
@@ -15,6 +14,7 @@ from dsv4_shard.diagnosis.document import Explanation
 from dsv4_shard.diagnosis.releases import find_release, inventory_of
 from dsv4_shard.engines import Request, Verdict
 from dsv4_shard.planning.outcome import outcome_of
+from dsv4_shard.terminal.screens.explain import show_explanation
 
 PART = "ValueError: Weight output_partition_size = {} is not divisible by weight quantization block_n = 128."
 EXPERTS = "The output_size of gate's and up's weight = {} is not divisible by weight quantization block_n = 128."

@@ -69,14 +69,11 @@ def test_of_deployments_on_gpus_that_are_not_known_the_search_says_so(
 
 
 @pytest.mark.slow
-def test_nvfp4_on_eight_b200_is_not_found_since_its_runners_are_not_verified() -> None:
-    """Dynamo's recipe has it, TP 8 with EP."""
+def test_nvfp4_on_eight_b200_has_dynamos_recipe() -> None:
+    """TP 8 with EP on vLLM."""
     result = found(PRO_NVFP4, 8, "b200")
-    assert (result.engines, result.layouts, result.elsewhere) == ((), (), ())
-    assert result.unknown == (
-        "SGLang: SGLang's own classes were not run with NVFP4 experts",
-        "vLLM: vLLM's own classes were not run with NVFP4 experts",
-    )
+    assert result.engines == ("sglang", "vllm")
+    assert "--tp 8 --ep 8 --engine vllm --gpu b200" in every_option(result)
 
 
 # --- what the numbers are -------------------------------------------------------------------------------------------

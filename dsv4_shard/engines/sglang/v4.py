@@ -21,7 +21,7 @@ from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.expert_locations import IDENTITY
 from dsv4_shard.engines.host_memory import SGLANG_HOST
 from dsv4_shard.engines.launch import FIRST_NODE, NODE_RANK, Command, Launch, Options, node_ranks, settings_of
-from dsv4_shard.engines.nvfp4 import is_nvfp4, nvfp4_tensor
+from dsv4_shard.engines.nvfp4 import is_nvfp4, nvfp4_tensor, second_copy
 from dsv4_shard.engines.parallelism import divisors, ep_option
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remarks import Change
@@ -71,6 +71,7 @@ from dsv4_shard.engines.shared_rules import (
 from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.models import V4, Module, Part, Role, Stage
 from dsv4_shard.tensors.geometry import FP4_GROUP, NVFP4_GROUP
+from dsv4_shard.text.units import gib
 
 VERSION = VERSIONS["sglang"][0]
 
@@ -574,6 +575,14 @@ def store(group: TensorGroup, placement: Placement, context: Context) -> RankTen
     if is_nvfp4(group, context):
         return nvfp4_tensor(group, placement, context, scales_twice=not _has_trtllm_nvfp4(context), all_inputs=True)
     return rank_tensor(group, placement, context, parameter_dtype(group.role, group.part, context, group.stage))
+
+
+def notes(context: Context) -> tuple[str, ...]:
+    """The second copy of NVFP4's group scales, which the weights of the plan have and the files do not."""
+    if context.deployment.experts != NVFP4 or _has_trtllm_nvfp4(context):
+        return ()
+    nbytes = second_copy(context, lambda group: store(group, place(group.role, context), context))
+    return (f"weights have {gib(nbytes)} of group scales twice, as SGLang holds them while it loads; files, once",)
 
 
 def _has_trtllm_nvfp4(context: Context) -> bool:

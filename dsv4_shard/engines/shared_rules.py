@@ -50,7 +50,11 @@ def version_rule(*versions: str) -> Requires:
 FORMAT_LEFT_OUT = "the draft's experts are of another format than the target's, and the engine builds both in one"
 
 
-NVFP4_LEFT_OUT = "a draft of FP4 experts beside NVFP4 ones is not verified; SGLang runs it on Blackwell alone"
+NVFP4_LEFT_OUT = {
+    "sglang": "SGLang builds a draft of FP4 experts beside NVFP4 ones with a method for Blackwell, on every GPU",
+    "vllm": "a draft of FP4 experts beside NVFP4 ones is not verified",
+}
+"""Why files of NVFP4 experts have no draft, by engine."""
 
 _NO_DSPARK_VERSIONS = ("0.25.0",)
 """Versions of vLLM whose DSpark classes were not run."""
@@ -64,8 +68,8 @@ def left_out_draft(context: Context) -> str | None:
         return f"SGLang's draft has no redundant experts, and its {experts} do not divide by EP {at.ep}"
     if inventory.draft.dspark and version in _NO_DSPARK_VERSIONS:
         return f"DSpark's own classes were not run in version {version}"
-    if context.deployment.experts == NVFP4 and context.deployment.engine in ("sglang", "vllm"):
-        return NVFP4_LEFT_OUT
+    if context.deployment.experts == NVFP4 and context.deployment.engine in NVFP4_LEFT_OUT:
+        return NVFP4_LEFT_OUT[context.deployment.engine]
     if inventory.draft.dspark and needs_other_head(context):
         return "with attention DP, SGLang runs DSpark only with --enable-dp-lm-head: plan with --dp-lm-head"
     if not inventory.is_draft_known:

@@ -25,7 +25,7 @@ from dsv4_shard.engines.sglang.v3 import SGLANG_V3
 from dsv4_shard.engines.shared_rules import KNOWN_DRAFT_RULE, NVFP4_RULE
 from dsv4_shard.engines.vllm import v4 as vllm
 from dsv4_shard.engines.vllm.v3 import VLLM_V3
-from dsv4_shard.models import Module, Stage, TensorName
+from dsv4_shard.models import Module, Part, Stage, TensorName
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 from dsv4_shard.tensors.header import Tensor
 
@@ -65,8 +65,11 @@ class NodeLayout:
         return folder_of(rank)
 
     def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
-        """The tensor unchanged, in its original file."""
-        return (TargetTensor("", tensor.dtype, file=tensor.file),)
+        """The tensor unchanged, in its original file.
+
+        Every node has the input scales of all NVFP4 experts, since engines read those of all on every rank.
+        """
+        return (TargetTensor("", tensor.dtype, file=tensor.file, everywhere=name.part is Part.INPUT_SCALE),)
 
     def refusal(self, context: Context) -> str | None:
         """Refuse a single node: it needs the whole checkpoint."""

@@ -4,7 +4,7 @@ from dsv4_shard.planning.block_grid import BlockCut, BlockGrid, broken_grids, sh
 from dsv4_shard.planning.choice import Choice, choose
 from dsv4_shard.planning.compare import Difference, PlacementDifference, PlanComparison, compare_plans
 from dsv4_shard.planning.document import Plan
-from dsv4_shard.planning.earlier_plans import request_from_1
+from dsv4_shard.planning.earlier_plans import in_one_part, request_from_1
 from dsv4_shard.planning.fewest import Fewest, fewest_for
 from dsv4_shard.planning.launch_documents import BY_PLAN, PlanLaunch, PlanWay
 from dsv4_shard.planning.layout_documents import PlanModule
@@ -57,6 +57,7 @@ __all__ = [
     "compare_plans",
     "decisions",
     "fewest_for",
+    "in_one_part",
     "load_plan",
     "loads",
     "make_plan",

@@ -76,9 +76,7 @@ _NO_STAGE = {"stage": None, "is_first_stop": False}
 
 
 def _from_4(plan: JsonObject) -> JsonObject:
-    request = plan.get("request")
-    whole = request | {"part_size": None} if isinstance(request, dict) else request
-    return plan | {"schema_version": 5, "request": whole}
+    return plan | {"schema_version": 5, "request": in_one_part(plan.get("request"))}
 
 
 STEPS: Steps = {1: _from_1, 2: _from_2, 3: _from_3, 4: _from_4}
@@ -89,6 +87,11 @@ def request_from_1(request: Any) -> Any:
     if not isinstance(request, dict):
         return request
     return {"shared_experts" if name == "shared" else name: value for name, value in request.items()}
+
+
+def in_one_part(request: Any) -> Any:
+    """Return a request from before files had parts as one of today. A malformed request stays unchanged."""
+    return request | {"part_size": None} if isinstance(request, dict) else request
 
 
 def _folder_of(reshard: str) -> str | None:

@@ -29,14 +29,14 @@ from dsv4_shard.catalog.request import Request
 from dsv4_shard.checkpoint import Origin, differences
 from dsv4_shard.errors import OtherRun, ReadFailed, WriteFailed
 from dsv4_shard.limits import JOURNAL, JOURNAL_ENTRY
-from dsv4_shard.planning import request_from_1
+from dsv4_shard.planning import in_one_part, request_from_1
 from dsv4_shard.storage import DIGEST_BYTES, fsync_folder, open_regular
 from dsv4_shard.text.document import Untrusted
 from dsv4_shard.text.sanitize import short_name
 from dsv4_shard.text.schema_versions import JsonObject, Steps, check_schema, upgraded
 from dsv4_shard.text.strict_json import BadJson, is_plain, parse_json
 
-SCHEMA_VERSION: Literal[3] = 3
+SCHEMA_VERSION: Literal[4] = 4
 
 SAVE_BYTES = 256 << 20
 """Bytes written between two saves. A kill costs no more, besides the steps that were being moved."""
@@ -73,7 +73,7 @@ class RunIdentity(Untrusted):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[3]
+    schema_version: Literal[4]
     tool_version: str
     origin: Origin
     request: Request | None
@@ -168,7 +168,12 @@ def _from_2(run: JsonObject) -> JsonObject:
     return run | {"schema_version": 3}
 
 
-_STEPS: Steps = {1: _from_1, 2: _from_2}
+def _from_3(run: JsonObject) -> JsonObject:
+    """Schema 4 has the size of parts in requests. Before, each file had one."""
+    return run | {"schema_version": 4, "request": in_one_part(run.get("request"))}
+
+
+_STEPS: Steps = {1: _from_1, 2: _from_2, 3: _from_3}
 
 _FIRST_WITH_MARKS = 3
 

@@ -64,7 +64,7 @@ def make_recipe(
     """The recipe for `ranks` of a feasible deployment.
 
     Large tensors are moved in parts, each of which has its own digest, unless `in_parts` is off. Where the layout's
-    files may have parts, each has at most `part_nbytes` of tensors, or one larger tensor, and large tensors are aligned.
+    files may have parts, each has at most `part_nbytes` of tensors, or one larger tensor; large tensors are aligned.
 
     Raises ValueError if a placement does not divide. The rules refuse such a deployment earlier.
     """

@@ -329,6 +329,5 @@ def test_the_matrix_says_whether_memory_was_looked_at_and_what_a_rank_weighs(mon
     seen = run("inspect", model, "--gpu", "h20-96").stdout
     assert "What runs, and GiB of weights per GPU, by TP, on NVIDIA H20 96 GB" in seen
     assert "not compared" not in seen
-    assert "SGLang TP 1, 2, 4, 8: TP 8: 102.4 GiB of weights per GPU" in seen
     weights = re.findall(r"^SGLang .*GiB", seen) or re.findall(r"^SGLang +✗.*$", seen, re.MULTILINE)
     assert re.findall(r"[\d.]+", weights[0]) == ["796.1", "399.7", "201.5", "102.4", "56.4", "34.0", "22.0"]

@@ -133,7 +133,8 @@ class SglangLayout:
             return LeftOut("the draft model shares the target's embedding and head")
         decodes = name.role is Role.O_A and not keeps_o_a_fp8(context, name.stage)
         if decodes and name.part is Part.SCALE:
-            return LeftOut("multiplied into wo_a.weight, which SGLang holds in BF16 on Hopper and in DSpark's stages")
+            where = "in DSpark's stages" if is_dspark(name.stage, context) else "on Hopper"
+            return LeftOut(f"multiplied into wo_a.weight, which SGLang holds in BF16 {where}")
         folder = DRAFT_FOLDER if name.stage is Stage.MTP else ""
         dtype = parameter_dtype(name.role, name.part, context, name.stage) or tensor.dtype
         prefix = _prefix(name, context)

@@ -577,14 +577,6 @@ def store(group: TensorGroup, placement: Placement, context: Context) -> RankTen
     return rank_tensor(group, placement, context, parameter_dtype(group.role, group.part, context, group.stage))
 
 
-def notes(context: Context) -> tuple[str, ...]:
-    """The second copy of NVFP4's group scales, which the weights of the plan have and the files do not."""
-    if context.deployment.experts != NVFP4 or _has_trtllm_nvfp4(context):
-        return ()
-    nbytes = second_copy(context, lambda group: store(group, place(group.role, context), context))
-    return (f"weights have {gib(nbytes)} of group scales twice, as SGLang holds them while it loads; files, once",)
-
-
 def _has_trtllm_nvfp4(context: Context) -> bool:
     """Whether NVFP4 experts run on TRTLLM's kernels: SGLang's own choice on sm_10x, and for no other GPU."""
     return context.deployment.gpu.sm in SM_10X and context.deployment.runner == "auto"
@@ -733,10 +725,16 @@ def changes(context: Context) -> tuple[Change, ...]:
 
 
 def notes(context: Context) -> tuple[str, ...]:
-    """A note on an option that SGLang drops."""
-    if context.deployment.dp_lm_head and context.deployment.dp == 1:
-        return ("--dp-lm-head changes nothing: SGLang drops it without attention DP (--dp)",)
-    return ()
+    """Notes on an option that SGLang drops, and on bytes that the plan's weights have and the files do not."""
+    deployment, lines = context.deployment, []
+    if deployment.dp_lm_head and deployment.dp == 1:
+        lines.append("--dp-lm-head changes nothing: SGLang drops it without attention DP (--dp)")
+    if deployment.experts == NVFP4 and not _has_trtllm_nvfp4(context):
+        nbytes = second_copy(context, lambda group: store(group, place(group.role, context), context))
+        lines.append(
+            f"weights have {gib(nbytes)} of group scales twice, as SGLang holds them while it loads; files, once"
+        )
+    return tuple(lines)
 
 
 def addition(context: Context) -> str:

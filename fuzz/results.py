@@ -38,7 +38,7 @@ def _manifest_seeds() -> list[bytes]:
                      tensors={}, pieces={}, links=(f"draft/{names[2]}",)),
     )  # fmt: skip
     manifest = Manifest(
-        schema_version=4, tool_version="0.1.0", written_by={"0.1.0": (0, 1)}, digest="", layout="sglang", world=2,
+        schema_version=3, tool_version="0.1.0", written_by={"0.1.0": (0, 1)}, digest="", layout="sglang", world=2,
         ranks=(0, 1), source=origin_of(small_checkpoint()[0], "org/model"), plan_digest="2" * 32,
         identity={"engine": "sglang"}, files=files,
         companions=(ManifestCompanion(name="plan.json", nbytes=5, sha256="b" * 64, digest="3" * 32),),

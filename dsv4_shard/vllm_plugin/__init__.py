@@ -25,6 +25,6 @@ def register() -> None:
     from vllm.model_executor.model_loader import _LOAD_FORMAT_TO_MODEL_LOADER, register_model_loader
 
     if LOAD_FORMAT not in _LOAD_FORMAT_TO_MODEL_LOADER:
-        from dsv4_shard.vllm_plugin.loader import RankFileLoader
+        from dsv4_shard.vllm_plugin.loader import VllmRankFileLoader
 
-        register_model_loader(LOAD_FORMAT)(RankFileLoader)
+        register_model_loader(LOAD_FORMAT)(VllmRankFileLoader)

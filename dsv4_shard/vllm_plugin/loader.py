@@ -1,4 +1,4 @@
-"""RankFileLoader, the loader behind `--load-format dsv4_shard`: copies rank files into vLLM's parameters.
+"""VllmRankFileLoader, the loader behind `--load-format dsv4_shard`: copies rank files into vLLM's parameters.
 
 vLLM's base class builds the model before the copy, and processes the weights for their kernels after it. `running`
 compares the running engine with what the files were made for, and `loading.checks` the files with the manifest and the
@@ -34,7 +34,7 @@ _DTYPES = {
 }
 
 
-class RankFileLoader(BaseModelLoader):  # type: ignore[misc]
+class VllmRankFileLoader(BaseModelLoader):  # type: ignore[misc]
     """Loads rank files; see the module. `--model-loader-extra-config '{"verify": true}'` also hashes every tensor."""
 
     def __init__(self, load_config: Any) -> None:

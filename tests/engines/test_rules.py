@@ -485,6 +485,7 @@ BROKEN_RULES = [
     # engine, rule, the request that breaks it, and changes to the demo's config
     ("node", "ep-tp", {"tp": 8, "ep": 4}, {}),
     ("node", "draft-format", {"tp": 8, "nodes": 2}, {"draft": "INT8"}),
+    ("node", "node-places", {"tp": 8, "nodes": 2, "redundant_experts": 8}, {}),
     ("sglang", "nodes", {"tp": 8, "nodes": 3}, {}),
     ("sglang", "version", {"tp": 8, "engine_version": "0.5.0"}, {}),
     ("sglang", "expert-dtype", {"tp": 8, "expert_dtype": "fp8"}, {}),
@@ -520,6 +521,8 @@ BROKEN_RULES = [
     ("sglang", "o_a-blocks", {"tp": 32}, {}),
     ("sglang", "o_b-blocks", {"tp": 32}, {}),
     ("sglang", "experts", {"tp": 8, "ep": 8}, {"n_routed_experts": 12}),
+    ("sglang", "physical-experts", {"tp": 8, "ep": 8, "redundant_experts": 1}, {}),
+    ("sglang", "expert-locations", {"tp": 8, "expert_locations": str(DATA / "locations" / "strided-ten.json")}, {}),
     ("sglang", "routed-blocks", {"tp": 16, "runner": "flashinfer_mxfp4"}, {}),
     ("sglang", "shared-blocks", {"tp": 16, "shared_experts": "split"}, {}),
     ("sglang", "quantized-moe", {"tp": 16, "shared_experts": "split", "runner": "marlin"}, {}),
@@ -533,7 +536,14 @@ BROKEN_RULES = [
     ("vllm", "a2a", {"tp": 8, "a2a": "deepep"}, {}),
     ("vllm", "sglang-options", {"tp": 8, "dp": 2, "dp_lm_head": True}, {}),
     ("vllm", "runner", {"tp": 8, "runner": "triton"}, {}),
+    ("vllm", "runner-known", {"tp": 8, "runner": "humming"}, {}),
     ("vllm", "runner-gpu", {"tp": 8, "runner": "flashinfer_trtllm"}, {}),
+    (
+        "vllm",
+        "mega-experts",
+        {"tp": 8, "ep": 8, "runner": "deep_gemm_mega_moe", "gpu": "b200"},
+        {"n_routed_experts": 12},
+    ),
     ("vllm", "mega-ep", {"tp": 8, "runner": "deep_gemm_mega_moe", "gpu": "b200"}, {}),
     ("vllm", "shared-whole", {"tp": 8, "shared_experts": "whole"}, {}),
     ("vllm", "shared-way", {"tp": 4, "dp": 2, "ep": 8, "shared_experts": "split"}, {}),
@@ -614,8 +624,8 @@ def test_a_broken_rule_is_told_with_its_words(
 
 WAYS_OUT = [
     # model, request, rule, ways out that are offered: all of them
-    (PRO, {"tp": 7}, "routed-blocks", ()),
-    (PRO, {"tp": 7}, "q_b-blocks", ()),
+    (PRO, {"tp": 7}, "routed-blocks", ("--tp 7 --ep 7 --dp 7 --redundant-experts 1",)),
+    (PRO, {"tp": 7}, "q_b-blocks", ("--tp 7 --ep 7 --dp 7 --redundant-experts 1",)),
     (PRO, {"tp": 12}, "q_b-blocks", ("--dp 3",)),
     (PRO, {"tp": 16, "runner": "flashinfer_mxfp4"}, "routed-blocks", ("--runner marlin", "--ep 2")),
     (
@@ -763,7 +773,7 @@ def test_attention_dp_keeps_the_embedding_whole_and_still_cuts_the_head_and_the_
     inventory = variant_of(FLASH, "FP4", layers=5)
     context = Context(inventory, deployment(inventory, Request(16, dp=2)))
     place = find_engine("sglang").place
-    assert place(Role.EMBED, context) == Replicate()
+    assert place(Role.EMBED, context) == Split(0, "one")
     assert place(Role.HEAD, context) == Split(0, "tp")
     assert place(Role.SHARED_GATE, context) == Split(0, "tp")
     assert place(Role.Q_B, context) == Split(0, "attention")

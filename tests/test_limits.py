@@ -303,7 +303,7 @@ def _entry_values(trial: Trial, beyond: int) -> object:
 def _entry_depth(trial: Trial, beyond: int) -> object:
     deep = json.loads(nested(limits.JOURNAL_ENTRY.depth - 1 + beyond))
     try:
-        read_journal(trial, json.dumps(json.loads(run_entry()) | {"schema_version": 4, "x": deep}).encode())
+        read_journal(trial, json.dumps(json.loads(run_entry()) | {"schema_version": 5, "x": deep}).encode())
     except errors.NewerSchema:
         return True
     except errors.OtherRun:

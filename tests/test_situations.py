@@ -33,7 +33,7 @@ SITUATIONS = {
         ("at most", "3,850"),
     ),
     "a context is answered with sessions": Situation(
-        PRO, "--tp 8 --gpu b200 --context 131072", 0, ("a context of 131,072 tokens fits: 21 sessions at once",),
+        PRO, "--tp 8 --gpu b200 --context 131072", 0, ("21 sessions of 131,072 tokens at once",),
     ),
     # vLLM 0.33.0, experts/trtllm_mxfp4_moe.py:123 and trtllm_fp8_moe.py:170: capability family 100 alone
     "sm_120 is not sm_100": Situation(
@@ -73,9 +73,11 @@ SITUATIONS = {
         PRO, "--tp 8 --gpu mi350x", 6, ("weights 102.4 of 288.0 GiB", "bytes are those on Hopper"),
     ),
     # the parts' own code (tests/data/kv_cache), and published logs within 15 %
-    "V3 has tokens": Situation(V3, "--tp 8 --gpu h200", 0, ("about 632,000 tokens", "163,840 tokens fits: 3 sessions")),
+    "V3 has tokens": Situation(
+        V3, "--tp 8 --gpu h200", 0, ("about 632,000 tokens", "3 sessions of 163,840 tokens at once"),
+    ),
     "V3.2 has tokens": Situation(
-        V32, "--tp 8 --engine vllm --gpu h200", 0, ("KV cache: about", "a context of 163,840 tokens fits"),
+        V32, "--tp 8 --engine vllm --gpu h200", 0, ("KV cache: about", "of 163,840 tokens at once"),
     ),
     "GH200": Situation(FLASH, "--tp 4 --gpu gh200", 0, ("4 × NVIDIA GH200 96 GB on 4 nodes", "94.5 GiB")),
     "RTX 5090": Situation(FLASH, "--tp 8 --gpu rtx5090 --engine vllm", 0, ("31.4 GiB", "NVIDIA RTX 5090")),

@@ -11,7 +11,8 @@ import re
 import shlex
 from typing import Any
 
-from dsv4_shard.engines import Command, Options, commands_of
+from dsv4_shard.catalog.options import DEFAULT_ENGINE
+from dsv4_shard.engines import ENGINES, Command, Options, commands_of
 from dsv4_shard.text.schema_versions import JsonObject, Steps
 
 _WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"])+""")
@@ -91,7 +92,9 @@ def request_from_1(request: Any) -> Any:
 
 def in_one_part(request: Any) -> Any:
     """Return a request from before files had parts as one of today. A malformed request stays unchanged."""
-    return request | {"part_size": None} if isinstance(request, dict) else request
+    engine = ENGINES.get(request.get("engine", DEFAULT_ENGINE)) if isinstance(request, dict) else None
+    has_parts = engine is not None and engine.layout is not None and engine.layout.has_parts
+    return request | {"part_size": None} if has_parts else request
 
 
 def _folder_of(reshard: str) -> str | None:

@@ -22,8 +22,7 @@ def request_of(options: LayoutOptions) -> Request:
     """
     engine = find_engine(options.engine)
     refuse_unknown_names(options, engine)
-    has_parts = engine.layout is not None and engine.layout.has_parts
-    return options.part(Request, engine=engine.name, **({} if has_parts else {"part_size": None}))
+    return options.part(Request, engine=engine.name)
 
 
 _NAMES_OF: dict[str, Callable[[Engine], tuple[str, ...]]] = {

@@ -17,7 +17,7 @@ from sglang.srt.model_loader import loader as stock
 from dsv4_shard.engines.sglang.files import CONFIDENCE
 from dsv4_shard.errors import LoadRefused
 from dsv4_shard.loading.checks import check_apart, check_parameters
-from dsv4_shard.sglang_plugin.rank_files import RankFiles
+from dsv4_shard.sglang_plugin.rank_files import WrittenFiles
 from dsv4_shard.sglang_plugin.running import RUNNING, check_place, check_runner, check_running, is_draft
 from dsv4_shard.text.sanitize import short
 
@@ -105,10 +105,10 @@ class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
         finished: torch.nn.Module = model.eval()
         return finished
 
-    def _origin(self, model_config: Any) -> "RankFiles | PlannedCheckpoint":
+    def _origin(self, model_config: Any) -> "WrittenFiles | PlannedCheckpoint":
         """What the model path and the options name."""
         if self._plan is None:
-            return RankFiles(Path(model_config.model_path), verify=self._verify)
+            return WrittenFiles(Path(model_config.model_path), verify=self._verify)
         from dsv4_shard.sglang_plugin.planned_checkpoint import PlannedCheckpoint
 
         return PlannedCheckpoint(model_config.model_path, self._plan, is_draft=is_draft(model_config))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dsv4_shard.engines import DRAFT_FOLDER
+from dsv4_shard.engines import DRAFT_FOLDER, find_engine
 from dsv4_shard.errors import LoadRefused
 from dsv4_shard.loading.checks import Shapes
 from dsv4_shard.opening import open_checkpoint, pinned
@@ -43,7 +43,7 @@ class PlannedCheckpoint:
         """
         with collector_paused():
             followed = load_plan(plan)
-            if followed.request.engine != "sglang":
+            if not find_engine(followed.request.engine).loads_plans:
                 raise LoadRefused(f"{plan}: a plan for {followed.request.engine}, and this is SGLang")
             self._checkpoint, inventory = open_checkpoint(pinned(repo, followed))
             made = check_plan(followed, self._checkpoint, inventory)

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from dsv4_shard.loading.checks import Shapes, check_file, find_manifest, rank_files
 
 
-class RankFiles:
+class WrittenFiles:
     """The rank files in a folder, or those of its draft model.
 
     Attributes:

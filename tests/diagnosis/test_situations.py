@@ -717,7 +717,7 @@ def test_a_message_of_v4_1_has_its_sizes_and_no_verdict() -> None:
 
 def test_nvfp4_below_blackwell_needs_marlin_by_name() -> None:
     found = ask(NO_NVFP4)
-    assert found.remedies[0].startswith("--moe-runner-backend marlin")
+    assert "marlin" in found.remedies[0]
     assert not any("leave moe_runner_backend out" in way for way in found.remedies)
 
 

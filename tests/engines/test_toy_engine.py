@@ -149,7 +149,7 @@ NAMES = set(ENGINES)
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.relative_to(PACKAGE).parts[0] != "engines")
 
-OF_ONE_ENGINE = {"sglang_plugin/running.py", "vllm_plugin/running.py"}
+OF_ONE_ENGINE = {"sglang_plugin/loader.py", "sglang_plugin/running.py", "vllm_plugin/running.py"}
 """They run inside an engine, and are of this one alone."""
 
 CATALOG = "catalog/options.py"

@@ -142,8 +142,7 @@ def test_not_verified_hides_no_bytes_and_no_way_out_is_refused(model: str, engin
                 assert is_verified or then.request.engine == engine == "node", (asked, way)
 
 
-@pytest.mark.parametrize("engine", ["sglang", "vllm", "trtllm"])
-@pytest.mark.parametrize("model", [V41, PRO_NVFP4])
+@pytest.mark.parametrize(("model", "engine"), [(V41, "sglang"), (V41, "vllm"), (V41, "trtllm"), (PRO_NVFP4, "trtllm")])
 def test_a_search_has_bytes_of_engines_that_are_not_verified(model: str, engine: str) -> None:
     checkpoint, inventory = inventory_of(model)
     request = Request(8, gpu="b300", engine=engine)

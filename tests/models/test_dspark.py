@@ -53,7 +53,7 @@ def test_a_plan_drafts_with_dspark_from_shards_and_from_the_checkpoint(model: st
     plan = make_plan(*inventory_of(model), Request(tp=8, engine=engine))
     assert plan.feasible
     assert plan.losses == ()
-    checkpoint, shards = plan.ways
+    checkpoint, *_, shards = plan.ways
     assert options.format(out=plan.out) in shards.launch.draft_options
     assert "draft_load_config" in shards.launch.draft_options or "draft-load-format" in shards.launch.draft_options
     assert "/draft" not in checkpoint.launch.draft_options

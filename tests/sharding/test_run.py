@@ -428,7 +428,7 @@ def test_an_engine_without_a_file_format_is_refused(least: Path) -> None:
         prepare(checkpoint, inventory, plan)
 
 
-@pytest.mark.parametrize(("engine", "why"), [("sglang", "vocab_size 16 would"), ("vllm", "hidden_size 128 would")])
+@pytest.mark.parametrize(("engine", "why"), [("vllm", "hidden_size 128 would")])
 def test_what_runs_but_cannot_be_written_is_refused_with_the_reason(engine: str, why: str, least: Path) -> None:
     """Paddings for which no layout is verified for an engine."""
     checkpoint, inventory = open_folder(least)

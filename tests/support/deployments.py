@@ -65,7 +65,7 @@ def request_after(way: str, asked: Request) -> Request | None:
     if not named and not left_out:
         return None
     changed: dict[str, Any] = {
-        fields[name].name: int(value) if name in ("tp", "ep", "dp", "nodes") else value for name, value in named.items()
+        fields[name].name: int(value) if int in fields[name].kinds else value for name, value in named.items()
     }
     if whole:
         return Request(**changed)

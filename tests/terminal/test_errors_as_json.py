@@ -32,8 +32,8 @@ incomplete-checkpoint index-mismatch inexact-cast infeasible-plan layout-not-ver
 missing-ranks mixed-dialects mixed-ranks newer-schema no-repository no-result-named nodes-lost not-a-checkpoint
 not-a-result not-converted not-enough-disk not-found not-safetensors nothing-to-do other-deployment other-export
 other-run output-busy output-error output-inside-input output-not-empty ranks-disagree ranks-there read-failed
-server-failed shard-error shares-differ signature-refused source-changed throttled truncated-file unknown-gpu
-unreachable unsafe-file-name unsupported-family usage-error worker-lost write-failed wrong-rank-header
+server-failed shard-error shares-differ signature-refused source-changed throttled truncated-file unequal-scales
+unknown-gpu unreachable unsafe-file-name unsupported-family usage-error worker-lost write-failed wrong-rank-header
 """
 """Scripts compare with these: a code may be added, and none may change."""
 

@@ -16,7 +16,7 @@ from dsv4_shard.planning import BY_PLAN, MEMORY_RULE, broken_grids
 from dsv4_shard.terminal.screens.block_picture import show_broken
 from dsv4_shard.terminal.screens.plan_details import PLUGIN, show_details
 from dsv4_shard.terminal.shell_commands import to_copy
-from dsv4_shard.terminal.text import heading, item, named, paragraph, title
+from dsv4_shard.terminal.text import MIN_WIDTH, heading, item, named, paragraph, title, wrap
 from dsv4_shard.text.sanitize import clean
 from dsv4_shard.text.units import counted, gib, rounded
 
@@ -135,7 +135,13 @@ def _show_ways(console: Console, plan: "Plan", plan_file: str | None) -> None:
         is_said = is_said or show_nodes(console, *way.launch.on_every_node)
         _show_command(console, way)
         if plan.losses and way.serves == "checkpoint" and way.launch.draft_options:
-            item(console, f"# with {plan.losses[0].part}, add {way.launch.draft_options}")
+            _comment(console, f"with {plan.losses[0].part}, add {way.launch.draft_options}")
+
+
+def _comment(console: Console, text: str) -> None:
+    """Show text that a shell ignores, also where it takes several lines."""
+    for part in wrap(text, max(MIN_WIDTH, console.width) - len("  # ")):
+        console.print(Text(f"  # {part}"), soft_wrap=True)
 
 
 def show_nodes(console: Console, command: str, more: tuple[str, ...]) -> bool:

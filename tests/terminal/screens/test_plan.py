@@ -52,8 +52,8 @@ def test_the_verdict_is_one_line_and_the_settings_follow(monkeypatch: pytest.Mon
 
 
 def test_a_plan_that_is_not_verified_has_its_reason_below_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = screen(PRO_NVFP4, "--tp 4 --gpu gb300", monkeypatch)
-    assert lines[1:3] == ["? Not verified", "  routed experts: SGLang's own classes were not run with NVFP4 experts"]
+    lines = screen(PRO, "--tp 8 --gpu mi355x", monkeypatch)
+    assert lines[1:3] == ["? Not verified", "  SGLang 0.5.23's own classes were not run for AMD MI355X (gfx950)"]
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,7 @@ def test_a_plan_that_is_not_verified_has_its_reason_below_the_verdict(monkeypatc
         (PRO, "--tp 16 --engine vllm"),
         (PRO, "--tp 16 --engine node --nodes 2"),
         (DSPARK, "--tp 16 --gpu h20-96"),
+        (PRO_NVFP4, "--tp 8 --ep 8 --engine vllm --gpu b200"),
     ],
 )
 def test_bash_takes_every_indented_line_of_the_ways_to_serve(
@@ -75,7 +76,9 @@ def test_bash_takes_every_indented_line_of_the_ways_to_serve(
     stubs = "\n".join(f'{name}() {{ printf "%s " {name} "$@"; echo; }}' for name in commands)
     done = subprocess.run(["bash", "-eu", "-c", f"{stubs}\n{script}"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert len(re.findall(r"^(?:sglang|vllm) serve .*10\.0\.0\.1", done.stdout, re.MULTILINE)) == 2
+    served = re.findall(r"^(?:sglang|vllm) serve .*$", done.stdout, re.MULTILINE)
+    assert len(served) == 2
+    assert all(("10.0.0.1" in line) == ("--tp 16" in options) for line in served)
     assert "dsv4-shard reshard" in done.stdout
 
 

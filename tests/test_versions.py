@@ -62,8 +62,9 @@ def said_by_newer(what: str, schema: int, error: NewerSchema) -> None:
 def test_a_plan_of_an_earlier_schema_says_what_the_same_plan_of_today_says(schema: int, name: str, model: str) -> None:
     then = load_plan(saved(documents.plan_text(schema, name)))
     asked = documents.asked_by(name)
-    in_parts = asked.get("engine", "sglang") in ("sglang", "vllm")
-    now = dsv4_shard.plan(model, **asked, **({"part_size": None} if in_parts else {}))
+    if asked.get("engine", "sglang") in ("sglang", "vllm"):
+        asked = asked | {"part_size": None}
+    now = dsv4_shard.plan(model, **asked)
     assert decisions(then) == decisions(now)
     assert (then.feasible, then.out, then.reshard) == (now.feasible, now.out, now.reshard)
     assert then.launch.environment == now.launch.environment

@@ -264,7 +264,7 @@ class Narrowing(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions(OutputOptions, Sessions, Target, Narrowing, _Searched):
-    """The options of `search`: those of a layout, of which some narrow the search."""
+    """The options of `search`: those of a layout. Some of them narrow the search."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,7 +77,7 @@ def layouts_on(
 ) -> tuple[list[Candidate], int]:
     """Return every layout on `asked.tp` GPUs that `narrowing` leaves, best first, and the number of requests tried.
 
-    If not `verified`, these are layouts of engines of which it is not known that they run the checkpoint.
+    If not `verified`, these are layouts of engines that are not known to run the checkpoint.
     """
     found: dict[tuple[Any, ...], list[Candidate]] = {}
     seen: set[Deployment] = set()

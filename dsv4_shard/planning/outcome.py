@@ -104,7 +104,7 @@ def outcome_of(
     """Choose a layout for `request`, and judge it.
 
     Args:
-        inventory: The checkpoint's inventory, of which the names outside of layers are needed.
+        inventory: The checkpoint's inventory. Only its names outside of layers are read.
         request: The request.
         session: Tokens of a session that must fit.
         checkpoint: The checkpoint itself. Without it, the totals lack the draft's own embedding and head, which are in

@@ -7,7 +7,6 @@ each quantization method. Only SGLang imports this module.
 """
 
 import logging
-from collections.abc import Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from sglang.srt.model_loader import loader as stock
 from dsv4_shard.engines.sglang.files import CONFIDENCE
 from dsv4_shard.errors import LoadRefused
 from dsv4_shard.loading.checks import check_apart, check_parameters
+from dsv4_shard.loading.parameters import memory_of, shapes_of
 from dsv4_shard.sglang_plugin.rank_files import WrittenFiles
 from dsv4_shard.sglang_plugin.running import RUNNING, check_place, check_runner, check_running, is_draft
 from dsv4_shard.text.sanitize import short
@@ -25,18 +25,6 @@ if TYPE_CHECKING:
     from dsv4_shard.sglang_plugin.planned_checkpoint import PlannedCheckpoint
 
 logger = logging.getLogger(__name__)
-
-_DTYPES = {
-    torch.bfloat16: "BF16",
-    torch.float16: "F16",
-    torch.float32: "F32",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e8m0fnu: "F8_E8M0",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.int32: "I32",
-    torch.int64: "I64",
-}
 
 _NEVER_LOADED = (
     *(f".{attention}.{which}_scale" for attention in ("attn_mqa", "attn") for which in ("k", "v")),
@@ -93,8 +81,8 @@ class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
             unused = _NOT_ALWAYS_BUILT - parameters.keys()
             held = {name: kind for name, kind in origin.open(rank).items() if name not in unused}
             optional = _optional(parameters, is_draft=origin.is_draft)
-            check_parameters(held, _shapes(parameters), RUNNING.as_planned, optional)
-            check_apart({name: _memory_of(name, parameters[name]) for name in held})
+            check_parameters(held, shapes_of(parameters), RUNNING.as_planned, optional)
+            check_apart({name: memory_of(name, parameters[name]) for name in held})
             read = origin.fill({name: parameters[name] for name in held})
             logger.info("dsv4_shard: rank %d: %d parameters from %s", rank, len(held), read)
             stock.post_load_weights(model)
@@ -112,15 +100,6 @@ class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
         from dsv4_shard.sglang_plugin.planned_checkpoint import PlannedCheckpoint
 
         return PlannedCheckpoint(model_config.model_path, self._plan, is_draft=is_draft(model_config))
-
-
-def _shapes(parameters: dict[str, torch.Tensor]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    return {n: (_DTYPES.get(t.dtype, str(t.dtype)), tuple(t.shape)) for n, t in parameters.items()}
-
-
-def _memory_of(name: str, parameter: torch.Tensor) -> Hashable:
-    """A key for a parameter's memory: its own name if it has none, as on the meta device."""
-    return (str(parameter.device), parameter.data_ptr()) if parameter.data_ptr() else name
 
 
 def _optional(parameters: dict[str, torch.Tensor], *, is_draft: bool) -> frozenset[str]:

@@ -6,7 +6,6 @@ model, before a byte is copied. Only vLLM imports this module.
 """
 
 import logging
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,12 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from dsv4_shard.errors import LoadRefused
 from dsv4_shard.loading.checks import check_apart, check_file, check_parameters, find_manifest, rank_files
+from dsv4_shard.loading.parameters import memory_of, shapes_of
 from dsv4_shard.text.sanitize import short
 from dsv4_shard.vllm_plugin.mega_moe import MegaMoe
 from dsv4_shard.vllm_plugin.running import RUNNING, check_experts, check_running
 
 logger = logging.getLogger(__name__)
-
-_DTYPES = {
-    torch.bfloat16: "BF16",
-    torch.float32: "F32",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e8m0fnu: "F8_E8M0",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.int32: "I32",
-    torch.int64: "I64",
-}
 
 
 class VllmRankFileLoader(BaseModelLoader):  # type: ignore[misc]
@@ -59,10 +48,10 @@ class VllmRankFileLoader(BaseModelLoader):  # type: ignore[misc]
         headers = {path: check_file(path, entry, rank, verify=self._verify) for path, entry in files.items()}
         held = {n: (i.dtype, i.shape) for header in headers.values() for n, i in header.tensors.items()}
         parameters = _parameters(model)
-        wanted = {n: (_DTYPES.get(t.dtype, str(t.dtype)), tuple(t.shape)) for n, t in parameters.items()}
+        wanted = shapes_of(parameters)
         mega = MegaMoe(model)
         check_parameters(held, mega.as_in_files(wanted), RUNNING.as_planned)
-        check_apart({name: _memory_of(name, parameters[name]) for name in held if name in parameters})
+        check_apart({name: memory_of(name, parameters[name]) for name in held if name in parameters})
         for path in files:
             with safe_open(path, framework="pt", device="cpu") as file:
                 for name in file.keys():  # noqa: SIM118
@@ -82,8 +71,3 @@ def _parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         if tensor.numel():
             names[id(tensor)] = min(name, names.get(id(tensor), name))
     return {name: tensor for name, tensor in state.items() if names.get(id(tensor)) == name}
-
-
-def _memory_of(name: str, parameter: torch.Tensor) -> Hashable:
-    """A key for a parameter's memory: its own name if it has none, as on the meta device."""
-    return (str(parameter.device), parameter.data_ptr()) if parameter.data_ptr() else name

@@ -46,6 +46,11 @@ class Gpu:
         return not self.unverified_family
 
     @property
+    def maker(self) -> str:
+        """The GPU's maker, the first word of its title: NVIDIA, AMD, or Ascend."""
+        return self.title.partition(" ")[0]
+
+    @property
     def family(self) -> str:
         """The architecture. Hopper (sm_90) and Blackwell (sm_100 and later) differ in what engines keep in FP8."""
         return self.unverified_family or self.stands_for

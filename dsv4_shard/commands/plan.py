@@ -105,7 +105,7 @@ def _fewest(repo: str, as_json: bool, given: dict[str, Any], details: bool) -> N
         return
     if "output" in given:
         raise UsageError("--output without a layout", hint="Name the row whose plan is to be written with --pick.")
-    show(found, as_json, show_fewest)
+    show(found, as_json, show_fewest, details=details)
     if not any(kind.verified and kind.gpus for kind in found.kinds):
         may_run = any(kind.gpus or kind.unverified for kind in found.kinds)
         raise typer.Exit(ExitCode.NOT_VERIFIED if may_run else ExitCode.NO)

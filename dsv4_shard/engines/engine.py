@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
+from dsv4_shard.catalog.gpus import Gpu
 from dsv4_shard.checkpoint import NVFP4, Inventory, TensorGroup
 from dsv4_shard.engines import bytes_sent
 from dsv4_shard.engines.defaults import (
@@ -17,7 +18,7 @@ from dsv4_shard.engines.defaults import (
 )
 from dsv4_shard.engines.deployment import ANY_ENGINE, Context, Deployment, Request
 from dsv4_shard.engines.host_memory import HostRules
-from dsv4_shard.engines.kv_cache import CacheOf, not_known
+from dsv4_shard.engines.kv_cache import CacheOf, MemoryShare, not_known
 from dsv4_shard.engines.launch import Launch
 from dsv4_shard.engines.layout import Layout
 from dsv4_shard.engines.parallelism import Pairs, ep_option, every_divisor
@@ -65,6 +66,8 @@ class Engine:
             (default: each pair with each runner).
         bytes_sent: Bytes that all GPUs together send per token and layer; None if not known.
         kv_cache: The KV cache of a deployment; None if not known.
+        not_for: Makers whose GPUs the engine has no code for.
+        memory_share: The share of a GPU's memory that weights and KV cache may take; None if the engine has none.
         host: What the engine holds in host memory; None if not known.
         assumes: Says what bytes per rank rest on where the outcome is not verified.
         is_bound: Whether bytes per rank are only an upper bound.
@@ -103,6 +106,8 @@ class Engine:
     search_requests: Callable[[Request], Iterator[Request]] | None = None
     bytes_sent: Callable[[Context], int | None] = bytes_sent.not_known
     kv_cache: CacheOf = not_known
+    not_for: tuple[str, ...] = ()
+    memory_share: Callable[[Deployment], MemoryShare] | None = None
     host: HostRules | None = None
     assumes: Callable[[Context], str] = assume_verified
     is_bound: bool = False
@@ -112,6 +117,10 @@ class Engine:
     def table_for(self, family: Family) -> "Engine | None":
         """The table for models of `family`; None if the engine has none."""
         return next((table for table in (self, *self.variants) if family in table.families), None)
+
+    def is_for(self, gpu: Gpu) -> bool:
+        """Whether the engine has code for GPUs of this maker."""
+        return gpu.maker not in self.not_for
 
     def gpus(self, request: Request) -> int:
         """Number of GPUs of a request."""

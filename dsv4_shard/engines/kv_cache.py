@@ -2,9 +2,9 @@
 
 An engine takes a share of a GPU's memory for weights and KV cache (`--mem-fraction-static`,
 `--gpu-memory-utilization`). What else it holds (CUDA context, communicators, activations, graphs) is only measured, in
-published logs, so a room has bounds. How a room becomes tokens is arithmetic of the engine's own code, which
-`tests/data/kv_cache` compares with that code. `Cache` joins both, for one deployment. There is one KV head, so every
-rank of an attention TP group holds the whole cache of its sessions.
+published logs, so a room has bounds (`MemoryShare`). How a room becomes tokens is arithmetic of the engine's own code,
+which `tests/data/kv_cache` compares with that code. `Cache` joins both, for one deployment. There is one KV head, so
+every rank of an attention TP group holds the whole cache of its sessions.
 """
 
 from collections.abc import Callable
@@ -44,22 +44,20 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Cache:
-    """The KV cache of one deployment.
+class MemoryShare:
+    """The share of a GPU's memory that an engine takes for weights and KV cache.
 
     Attributes:
-        option: The engine's option for the share of memory.
+        option: The engine's option for the share.
         share: The engine's default for it.
         before: Bytes that are taken before the engine measures the memory of which it takes the share.
         beside: Other bytes within the share, beside weights and KV cache.
-        pool: Turns the room into tokens.
     """
 
     option: str
     share: float
     before: Bounds
     beside: Bounds
-    pool: Pool
 
     def room(self, memory: int, weights: int) -> Bounds:
         """Bytes for KV cache on a GPU of `memory` bytes beside `weights`; negative if weights exceed the share."""
@@ -77,13 +75,20 @@ class Cache:
         """The share that leaves `room` bytes for certain."""
         return (weights + self.beside.most + room) / (memory - self.before.most)
 
+
+@dataclass(frozen=True, slots=True)
+class Cache(MemoryShare):
+    """The KV cache of one deployment; `pool` turns its room into tokens."""
+
+    pool: Pool
+
     def never_fits(self, memory: int, weights: int) -> bool:
         """Whether even the whole memory, by the bounds that leave most, has no room for a single token."""
         return memory - self.before.least - weights - self.beside.least < self.pool.needs(1)
 
     def tokens(self, room: Bounds, length: int) -> int | None:
-        """Tokens in the likely room, 0 without room; None if its bounds change them by more than `TOLERANCE`."""
-        if room.most <= 0:
+        """Tokens in the likely room, 0 if there is none for one; None if its bounds change them by over `TOLERANCE`."""
+        if room.most < self.pool.needs(1):
             return 0
         if room.least <= 0:
             return None

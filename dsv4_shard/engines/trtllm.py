@@ -166,6 +166,7 @@ TRTLLM = Engine(
     short_title="TRT-LLM",
     version=VERSION,
     families=(V4,),
+    not_for=("AMD", "Ascend"),
     versions=VERSIONS["trtllm"],
     parallelism=parallelism,
     search_requests=search_requests,

@@ -5,9 +5,10 @@ from dsv4_shard.planning.choice import Choice, choose
 from dsv4_shard.planning.compare import Difference, PlacementDifference, PlanComparison, compare_plans
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.earlier_plans import in_one_part, request_from_1
-from dsv4_shard.planning.fewest import Fewest, fewest_for
+from dsv4_shard.planning.fewest import Fewest, FewestGpus, fewest_for
 from dsv4_shard.planning.launch_documents import BY_PLAN, PlanLaunch, PlanWay
 from dsv4_shard.planning.layout_documents import PlanModule
+from dsv4_shard.planning.layouts import FoundLayout
 from dsv4_shard.planning.memory_documents import PlanCache, PlanHost, PlanMemory, PlanTotals
 from dsv4_shard.planning.nearby import nearest
 from dsv4_shard.planning.outcome import MEMORY_RULE, LayoutOutcome, outcome_of
@@ -35,6 +36,8 @@ __all__ = [
     "Choice",
     "Difference",
     "Fewest",
+    "FewestGpus",
+    "FoundLayout",
     "LayoutOutcome",
     "PlacementDifference",
     "Plan",

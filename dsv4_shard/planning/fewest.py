@@ -127,9 +127,11 @@ def _reaches(
     known: dict[object, tuple[dict[str, Bound], dict[int, float]]] = {}
     found = []
     for request in kinds:
-        rules = _rules_of(pick_gpu(request))
+        gpu = pick_gpu(request)
+        rules = _rules_of(gpu)
         if rules not in known:
-            known[rules] = bounds_of(inventory, request, engines), {}
+            there = tuple(name for name in engines if engine_for(name, inventory.family).is_for(gpu))
+            known[rules] = bounds_of(inventory, request, there), {}
         bounds, lightest = known[rules]
         reach = fewest_on(checkpoint, inventory, request, bounds, session, 0, lightest, narrowing, verified=verified)
         found.append(reach)
@@ -138,7 +140,7 @@ def _reaches(
 
 def _rules_of(gpu: Gpu) -> object:
     """Return what rules and bytes depend on, of a GPU: its architecture, whether it is verified, and its maker."""
-    return gpu.sm, gpu.verified, gpu.title.partition(" ")[0]
+    return gpu.sm, gpu.verified, gpu.maker
 
 
 def _row(

@@ -1,6 +1,7 @@
 """A deployment's weights and GPU → whether a context fits, and with how many sessions (`PlanCache`)."""
 
 from dsv4_shard.engines import Context, engine_for
+from dsv4_shard.planning.cache_room import share_of
 from dsv4_shard.planning.memory_documents import PlanCache
 
 
@@ -16,9 +17,10 @@ def plan_cache(context: Context, weights: int) -> PlanCache | None:
         return None
     memory, possible = deployment.gpu.memory, longest is None or length <= longest
     room = cache.room(memory, weights)
-    tokens = cache.tokens(room, length) if possible else None
+    tokens = cache.tokens(room, length)
+    tokens = tokens if possible or tokens == 0 else None
     fits = cache.fits(room, length) if possible else False
-    needed = _share(cache.share_for(memory, weights, cache.pool.needs(length))) if possible else None
+    needed = share_of(cache.share_for(memory, weights, cache.pool.needs(length))) if possible else None
     shortest = min(length, longest or length, _SHORTEST)
     return PlanCache(
         option=cache.option,
@@ -32,22 +34,13 @@ def plan_cache(context: Context, weights: int) -> PlanCache | None:
         fits=fits,
         certain_session=cache.longest(room.least, min(length, longest or length)) if fits is not True else length,
         share_needed=None if fits else needed,
-        share_least=_share(cache.share_for(memory, weights, cache.pool.needs(shortest))),
+        share_least=share_of(cache.share_for(memory, weights, cache.pool.needs(shortest))),
         never_fits=cache.never_fits(memory, weights),
         groups=deployment.world // deployment.attention_tp,
         tokens=tokens,
-        sessions=cache.pool.sessions(room.likely, length) if tokens is not None else None,
+        sessions=cache.pool.sessions(room.likely, length) if tokens else tokens,
     )
-
-
-def _share(share: float) -> float | None:
-    """A share rounded up to hundredths; None if no share is large enough."""
-    rounded = -int(-share * 100 // 1) / 100
-    return rounded if rounded <= _MOST_SHARE else None
 
 
 _SHORTEST = 32768
 """Tokens of a session for which the least share of memory must have room."""
-
-_MOST_SHARE = 0.98
-"""Engines need the rest for activations; beyond it no value is advised."""

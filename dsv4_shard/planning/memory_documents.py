@@ -65,6 +65,16 @@ class PlanCache(Document):
     sessions: int | None
 
     @property
+    def stops_by_default(self) -> bool:
+        """Whether the default share leaves no room for a single token, so that the engine stops."""
+        return self.tokens == 0
+
+    @property
+    def stops(self) -> bool:
+        """Whether the engine stops by default, and no share is certain to leave room."""
+        return self.never_fits or (self.stops_by_default and self.share_least is None)
+
+    @property
     def all_sessions(self) -> int | None:
         """Sessions that the whole deployment holds at once."""
         return None if self.sessions is None else self.sessions * self.groups
@@ -77,7 +87,7 @@ class PlanCache(Document):
     @property
     def _room_in_words(self) -> str:
         default = f"the default {self.option} {self.share:g}"
-        if self.room_most <= 0:
+        if self.stops_by_default:
             return f"{default} leaves no room for KV cache beside the weights"
         bounds = f"{gib(max(0, self.room_least))} to {gib(self.room_most)}"
         tokens = "how many tokens that holds is not certain enough to say"
@@ -112,6 +122,7 @@ class PlanMemory(Document):
     """Whether the weights fit on the named GPU, in bytes.
 
     `kv_cache` is None if the weights do not fit, or if the engine's KV cache is not verified for the model and GPU.
+    `no_cache` says why the engine stops for want of it; None if it does not.
     """
 
     gpu: str
@@ -120,11 +131,12 @@ class PlanMemory(Document):
     left: int
     fits: bool
     kv_cache: PlanCache | None
+    no_cache: str | None = None
 
     @property
     def serves(self) -> bool:
         """Whether the weights fit, with some KV cache beside them."""
-        return self.fits and not (self.kv_cache and self.kv_cache.never_fits)
+        return self.fits and self.no_cache is None
 
 
 class PlanHost(Document):

@@ -21,16 +21,19 @@ from dsv4_shard.engines import (
     Verdict,
     engine_for,
 )
-from dsv4_shard.planning.cache_changes import cache_changes
+from dsv4_shard.planning.cache_room import cache_changes, no_cache
 from dsv4_shard.planning.choice import Choice, changes_of, choose
 from dsv4_shard.planning.kv_cache import plan_cache
-from dsv4_shard.planning.memory_documents import PlanCache, PlanMemory, PlanTotals
+from dsv4_shard.planning.memory_documents import PlanMemory, PlanTotals
 from dsv4_shard.planning.verdict_documents import PlanBreach
 from dsv4_shard.planning.weights import GroupLoad, beyond_roles, loads, totals_of, weights_of
 from dsv4_shard.text.units import gib
 
 MEMORY_RULE: Literal["memory"] = "memory"
 """Name of the rule that the weights fit, which no engine states."""
+
+MAKER_RULE: Literal["maker"] = "maker"
+"""Name of the rule that the engine has code for the GPU's maker."""
 
 CACHE_RULE: Literal["kv-cache"] = "kv-cache"
 """Name of the rule that some KV cache fits beside the weights."""
@@ -85,7 +88,7 @@ class LayoutOutcome:
     @property
     def cache_changes(self) -> tuple[Change, ...]:
         """Those of `changes` that make room for KV cache, which no launch of the engine's table has."""
-        return cache_changes(self.memory)
+        return cache_changes(self.context, self.memory)
 
     @property
     def runs(self) -> bool:
@@ -143,13 +146,16 @@ def memory_of(context: Context, weights: int, choice: Choice) -> PlanMemory | No
     if not context.deployment.gpu_named:
         return None
     left = gpu.memory - weights
+    has_cache = left > 0 and choice.feasible
+    cache = plan_cache(context, weights) if has_cache else None
     return PlanMemory(
         gpu=gpu.title,
         capacity=gpu.memory,
         weights=weights,
         left=left,
         fits=left > 0,
-        kv_cache=plan_cache(context, weights) if left > 0 and choice.feasible else None,
+        kv_cache=cache,
+        no_cache=no_cache(context, weights, cache) if has_cache else None,
     )
 
 
@@ -160,6 +166,9 @@ def breaches_of(engine: Engine, choice: Choice, memory: PlanMemory | None) -> tu
     the memory.
     """
     gpu = choice.deployment.gpu
+    if not engine.is_for(gpu):
+        reason = f"{engine.title} has no code for GPUs of {gpu.maker}"
+        return (_of_no_module(MAKER_RULE, reason, "does not start", StartStage.CONFIGURATION),)
     if gpu.verified:
         ruled = tuple(map(PlanBreach.of, choice.breaches))
     else:
@@ -171,14 +180,10 @@ def breaches_of(engine: Engine, choice: Choice, memory: PlanMemory | None) -> tu
         reason = say_memory(memory.weights, memory.gpu, memory.capacity)
         consequence = "out of memory while the weights load"
         return (*ruled, _of_no_module(MEMORY_RULE, reason, consequence, StartStage.LOADING))
-    return (*ruled, *_without_cache(memory, memory.kv_cache))
-
-
-def _without_cache(memory: PlanMemory, cache: PlanCache | None) -> Iterable[PlanBreach]:
-    """Yield the breach if no share of memory leaves room for KV cache."""
-    if cache is not None and cache.never_fits:
-        reason = f"{gib(memory.left)} beside the weights: no {cache.option} leaves room for KV cache"
-        yield _of_no_module(CACHE_RULE, reason, "out of memory before the first request", StartStage.KV_PLANNING)
+    if memory.no_cache is None:
+        return ruled
+    reason = f"{gib(memory.left)} beside the weights: {memory.no_cache}"
+    return (*ruled, _of_no_module(CACHE_RULE, reason, "out of memory before the first request", StartStage.KV_PLANNING))
 
 
 def _of_no_module(rule: str, reason: str, consequence: str, stage: StartStage | None = None) -> PlanBreach:

@@ -159,8 +159,17 @@ def _more_gpus(
 def engines_to_search(
     inventory: Inventory, gpu: Gpu | None, engines: Iterable[str] | None
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the engines to search that are verified, and each other one with a sentence about it."""
+    """Return the engines to search that are verified, and each other one with a sentence about it.
+
+    Raises:
+        UsageError: An engine that was asked for runs no model, or has no code for the GPU.
+    """
     names = tuple(dict.fromkeys(_serving(name) for name in (serving() if engines is None else engines)))
+    if gpu is not None:
+        strangers = [name for name in names if not engine_for(name, inventory.family).is_for(gpu)]
+        if strangers and engines is not None:
+            raise UsageError.about("engine", strangers[0], f"has no code for GPUs of {gpu.maker}")
+        names = tuple(name for name in names if name not in strangers)
     unknown = dict(_unknown(inventory, gpu, names))
     return tuple(name for name in names if name not in unknown), unknown
 
@@ -215,7 +224,8 @@ def plan_best(checkpoint: Checkpoint, inventory: Inventory, found: Search) -> Pl
 def _serving(name: str) -> str:
     engine = find_engine(name.strip())
     if not engine.serves:
-        raise UsageError.about("engine", engine.name, "runs no model", hint=f"Searched are {', '.join(serving())}.")
+        hint = f"Give the layout (--tp N), or leave --engine out: a search tries {', '.join(serving())}."
+        raise UsageError.about("engine", engine.name, "writes folders for one layout, and is not searched", hint=hint)
     return engine.name
 
 

@@ -491,9 +491,9 @@ def test_the_plan_says_what_a_folder_holds_and_what_it_does_not_serve() -> None:
     total = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     experts = sum(tensor.nbytes for name, tensor in checkpoint.tensors.items() if expert_of(name) >= 0)
     assert f"{(total - experts / 2) / 1e9:.4g} GB of {total / 1e9:.4g} GB" in folders
-    assert f"{(total - experts) / 1e9:.4g} GB of it dense" in folders
+    assert f"dense tensors whole ({(total - experts) / 1e9:.4g} GB)" in folders
     assert "192 of 384 experts" in folders
-    for word in ("not MoE TP", "EPLB", "redundant experts", "missing expert"):
+    for word in ("EP over all GPUs", "EPLB", "redundant experts", "missing expert"):
         assert word in serves
     assert "hard links" in links
     assert "vllm serve OUT/node-M " in vllm

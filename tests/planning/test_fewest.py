@@ -16,6 +16,7 @@ from support.command_line import root_of, run
 import dsv4_shard
 from dsv4_shard.catalog.gpus import GPUS, MIB, Gpu, gpu_with
 from dsv4_shard.checkpoint import outside_layers
+from dsv4_shard.engines import pick_gpu
 from dsv4_shard.engines.deployment import GPUS_PER_NODE, Context, Request
 from dsv4_shard.engines.registry import engine_for, serving
 from dsv4_shard.errors import ExitCode, UsageError
@@ -40,18 +41,16 @@ def found(model: str, engines: tuple[str, ...] | None = None, **asked: str) -> F
 
 def alike(gpu: Gpu) -> str:
     """The first known GPU of the same architecture and maker, and with as many per host: its rules are the same."""
-    kinds = {
-        name: (one.sm, one.unverified_family, one.title.partition(" ")[0], GPUS_PER_NODE.get(name))
-        for name, one in GPUS.items()
-    }
+    kinds = {name: (one.sm, one.unverified_family, one.maker, GPUS_PER_NODE.get(name)) for name, one in GPUS.items()}
     return next(name for name, kind in kinds.items() if kind == kinds[gpu.name])
 
 
 def choices(model: str, request: Request) -> Iterator[Choice]:
     """What engines make of every combination of options that they have, on so many GPUs."""
     inventory = outside_layers(inventory_of(model)[1])
-    for name in serving():
-        yield from (choose(inventory, one) for one in engine_for(name, inventory.family).requests(request))
+    for engine in (engine_for(name, inventory.family) for name in serving()):
+        if engine.is_for(pick_gpu(request)):
+            yield from (choose(inventory, one) for one in engine.requests(request))
 
 
 @cache
@@ -151,7 +150,7 @@ def test_all_engines_and_numbers_that_were_searched_are_said() -> None:
     assert result.counts == "1 to 128, then 192, 256, 384, 512"
     assert result.tried > 1000
     shown = run("plan", root_of(PRO)).stdout
-    assert f"{result.tried:,} requests of SGLang, vLLM, DeepSeek reference, TensorRT-LLM" in " ".join(shown.split())
+    assert f"{result.tried:,} layouts of SGLang, vLLM, DeepSeek reference, TensorRT-LLM" in " ".join(shown.split())
 
 
 def test_numbers_are_every_one_and_then_few() -> None:
@@ -165,11 +164,10 @@ def test_numbers_are_every_one_and_then_few() -> None:
 
 @pytest.mark.parametrize("gpus", [1, 2, 4, 5, 7, 8, 9, 11, 13])
 def test_more_gpus_that_would_do_are_found_from_any_number(gpus: int) -> None:
-    """Twelve H100 hold V4-Pro, and 14, over which vLLM spreads 384 experts unevenly: no search may say that none do."""
+    """Sixteen H100 hold V4-Pro with its KV cache; 12 to 14 hold the weights alone. No search may say that none do."""
     result = search(*inventory_of(PRO), Request(gpus, gpu="h100"))
-    more = 12 if gpus < 12 else 14
-    assert (result.elsewhere[0].gpus, result.elsewhere[0].gpu) == (more, "h100")
-    assert f"{more} are the fewest that do" in result.reach
+    assert (result.elsewhere[0].gpus, result.elsewhere[0].gpu) == (16, "h100")
+    assert "16 are the fewest that do" in result.reach
 
 
 def test_a_gpu_that_is_too_small_in_any_number_is_said_to_be() -> None:
@@ -244,5 +242,5 @@ def test_options_that_mean_nothing_without_a_layout_are_refused(
 
 
 def test_an_engine_that_runs_nothing_is_refused(tiny_checkpoint: Path) -> None:
-    with pytest.raises(UsageError, match="runs no model"):
+    with pytest.raises(UsageError, match="writes folders for one layout"):
         dsv4_shard.fewest(tiny_checkpoint, engine="node")

@@ -1,9 +1,12 @@
 """Whether a context fits, and with how many sessions: compared with what engines printed, and shown."""
 
+from dataclasses import replace
 from io import StringIO
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 from support.checkpoints.full_size import FLASH, PRO, V3, V32, inventory_of
 
@@ -11,9 +14,11 @@ from dsv4_shard.engines import Context, Request, engine_for
 from dsv4_shard.engines.kv_cache import GIB, Cache
 from dsv4_shard.engines.sglang.kv_cache import SglangPool
 from dsv4_shard.engines.vllm.kv_cache import VllmPool
+from dsv4_shard.planning.cache_room import cache_changes
 from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.memory_documents import PlanCache
+from dsv4_shard.planning.outcome import memory_of
 from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.terminal.screens.plan import show_plan
 
@@ -215,3 +220,42 @@ def test_more_room_never_holds_less(engine: str, gpu: str) -> None:
         assert cache.longest(needed, MILLION) >= length
         counts = [cache.pool.sessions(room << 30, length) for room in range(1, 60, 7)]
         assert counts == sorted(counts)
+
+
+@pytest.mark.parametrize("wanted", [
+    {"tp": 4, "dp": 3, "gpu": "h100"},
+    {"tp": 1, "ep": 5, "dp": 5, "gpu": "gb200"},
+    {"tp": 2, "ep": 10, "dp": 5, "gpu": "rtx-pro-6000"},  # vLLM's cache was not compared there: its default share alone
+])  # fmt: skip
+def test_weights_that_leave_no_room_for_a_cache_do_not_run(wanted: dict[str, Any]) -> None:
+    plan = planned(PRO, engine="vllm", **wanted)
+    assert plan.memory is not None
+    assert plan.memory.fits
+    assert not plan.memory.serves
+    assert plan.verdict == "does not run"
+    assert [breach.rule for breach in plan.breaches] == ["kv-cache"]
+    assert all("leaves no room for KV cache" in breach.reason for breach in plan.breaches)
+
+
+@pytest.mark.parametrize("engine", ["sglang", "vllm"])
+@given(weights=st.integers(40 * GIB, 95 * GIB))
+def test_a_layout_that_runs_has_room_by_default_or_names_a_share_that_has(engine: str, weights: int) -> None:
+    """So that no command that a plan prints stops for want of KV cache."""
+    inventory = inventory_of(PRO)[1]
+    choice = choose(inventory, Request(16, gpu="h20-96", engine=engine))
+    context = Context(inventory, choice.deployment)
+    memory = memory_of(context, weights, choice)
+    assert memory is not None
+    rules = rules_of(PRO, tp=16, gpu="h20-96", engine=engine)
+    shares = [float(setting.split()[-1]) for change in cache_changes(context, memory) for setting in change.settings
+              if rules.option in setting]  # fmt: skip
+    share = shares[0] if shares else rules.share
+    if memory.serves:
+        assert replace(rules, share=share).room(choice.deployment.gpu.memory, weights).most >= rules.pool.needs(1)
+
+
+@pytest.mark.parametrize("gpu", ["mi355x", "ascend-910c"])
+def test_tensorrt_llm_is_never_offered_for_gpus_of_other_makers(gpu: str) -> None:
+    plan = planned(PRO, tp=8, gpu=gpu, engine="trtllm")
+    assert plan.verdict == "does not run"
+    assert "has no code for GPUs of" in plan.breaches[0].reason

@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 from support.checkpoints.full_size import REAL_MODELS, inventory_of
 
+from dsv4_shard.catalog.gpus import find_gpu
 from dsv4_shard.checkpoint import outside_layers
 from dsv4_shard.diagnosis.document import WayOut
 from dsv4_shard.diagnosis.known_model import KnownModel
 from dsv4_shard.diagnosis.releases import NAMED_RELEASES
 from dsv4_shard.diagnosis.releases import inventory_of as inventory_of_release
 from dsv4_shard.diagnosis.way_out import way_out
-from dsv4_shard.engines import ENGINES, Request, Verdict, serving
+from dsv4_shard.engines import ENGINES, Request, Verdict, engine_for, serving
 from dsv4_shard.inspection.known_family import inspect
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.layouts import layouts_on
@@ -91,6 +92,8 @@ def test_the_matrix_of_inspect_has_the_verdict_and_bytes_of_the_plan(model: str,
 def test_a_search_has_the_verdict_and_bytes_of_the_plan(model: str, engine: str) -> None:
     checkpoint, inventory = inventory_of(model)
     for gpu, gpus, is_verified in itertools.product(("h20-96", "b200", "mi300x"), (3, 8), (True, False)):
+        if not engine_for(engine, inventory.family).is_for(find_gpu(gpu)):
+            continue
         asked = Request(gpus, engine=engine, gpu=gpu)
         found, _ = layouts_on(checkpoint, outside_layers(inventory), asked, (engine,), verified=is_verified)
         for one in found[::5]:

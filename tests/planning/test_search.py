@@ -187,7 +187,7 @@ def test_bytes_sent_follow_the_formulas() -> None:
 def test_where_nothing_fits_more_gpus_and_another_gpu_are_named_and_both_run() -> None:
     result = found(PRO, 8, "h100")
     assert result.best is None
-    assert [(way.gpus, way.gpu) for way in result.elsewhere] == [(12, "h100"), (8, "h20-141")]
+    assert [(way.gpus, way.gpu) for way in result.elsewhere] == [(16, "h100"), (8, "h20-141")]
     for way in result.elsewhere:
         assert make_plan(*inventory_of(PRO), requested(way.options), PRO).feasible
 
@@ -224,7 +224,7 @@ def test_the_command_says_of_what_nothing_is_known_and_does_not_call_it_unable_t
 
 
 def test_an_engine_that_runs_nothing_is_refused() -> None:
-    with pytest.raises(UsageError, match="engine='node': runs no model"):
+    with pytest.raises(UsageError, match="engine='node': writes folders for one layout"):
         found(PRO, 16, "h200", ("node",))
 
 
@@ -342,7 +342,7 @@ def test_the_command_ends_with_one_where_nothing_fits(tmp_path: Path) -> None:
     result = run("plan", root_of(PRO), "--gpus", "8", "--gpu", "h100", "--engine", "sglang", "-o", tmp_path / "plan")
     assert result.exit_code == ExitCode.NO
     assert "Nothing fits" in result.stdout
-    assert "12 × NVIDIA H100 80 GB would do: --tp 12" in result.stdout
+    assert "16 × NVIDIA H100 80 GB would do: --tp 16" in result.stdout
     assert not (tmp_path / "plan").exists()
 
 

@@ -116,12 +116,10 @@ def folders_notes(context: Context) -> tuple[str, ...]:
     dense, experts = _nbytes(context)
     each = dense + experts // deployment.nodes
     return (
-        f"a folder for each of {deployment.nodes} nodes: {_gb(each)} of {_gb(dense + experts)}, {_gb(dense)} of it "
-        "dense "
-        f"tensors, whole, the rest {_experts(context)}; --ranks takes node numbers",
-        "serves EP over all GPUs with experts placed in order: not MoE TP, nor EPLB, redundant experts or another "
-        "placement, which ask for experts of other nodes; neither engine notices a missing expert, so start each "
-        "node on its own folder",
+        f"a folder for each of {deployment.nodes} nodes, {_gb(each)} of {_gb(dense + experts)}: dense tensors whole "
+        f"({_gb(dense)}), and {_experts(context)}; --ranks takes node numbers",
+        "for EP over all GPUs with experts in order, without EPLB, redundant experts or expert maps; no engine "
+        "notices a missing expert, so start each node on its own folder",
         "files that a node gets whole are hard links to the checkpoint's own where both are on one file system: "
         "editing the checkpoint in place edits the folders; deleting it frees no room that they use",
         *(nvfp4 if deployment.experts == NVFP4 else ()),
@@ -189,6 +187,7 @@ class Subsets:
             parallelism=dp_alone,
             bytes_sent=self.serving.bytes_sent,
             kv_cache=self.serving.kv_cache,
+            memory_share=self.serving.memory_share,
             host=self.serving.host,
             candidates=self.candidates,
             rules=(

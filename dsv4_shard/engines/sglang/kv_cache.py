@@ -18,6 +18,7 @@ from dsv4_shard.engines.kv_cache import (
     GIB,
     Bounds,
     Cache,
+    MemoryShare,
     indexer_row,
     is_compared_model,
     latent_row,
@@ -146,6 +147,11 @@ def default_share(deployment: Deployment, more: int = 0) -> float:
     if deployment.a2a == "deepep":
         reserved += 2 * 1024
     return round((memory - reserved) / memory, 3)
+
+
+def memory_share(deployment: Deployment) -> MemoryShare:
+    """The share of memory, which depends on the deployment."""
+    return MemoryShare(OPTION, default_share(deployment), BEFORE, BESIDE)
 
 
 def _graphs(deployment: Deployment, batch: int) -> float:

@@ -15,6 +15,7 @@ from dsv4_shard.engines.placement import Placement, RankTensor, Split, rank_tens
 from dsv4_shard.engines.remedies import MORE_DP
 from dsv4_shard.engines.rules import Divides, Rule, Symptom, in_stage
 from dsv4_shard.engines.sglang import v4 as sglang
+from dsv4_shard.engines.sglang.kv_cache import memory_share
 from dsv4_shard.engines.sglang.latent_cache import cache_of
 from dsv4_shard.engines.shared_rules import (
     COLUMN_QUOTE,
@@ -102,6 +103,7 @@ SGLANG_V3 = replace(
     changes=sglang.prefill_changes,
     losses=no_losses,
     kv_cache=cache_of,
+    memory_share=memory_share,
     others=(),
 )
 """SGLang with V3 and V3.2; everything else is as with V4."""

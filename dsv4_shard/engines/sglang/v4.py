@@ -44,6 +44,7 @@ from dsv4_shard.engines.sglang.kv_cache import (
     cache_of,
     default_prefill,
     megamoe_tokens,
+    memory_share,
     page_of,
     prefill_tokens,
 )
@@ -795,6 +796,7 @@ SGLANG = Engine(
     search_requests=search_requests,
     bytes_sent=by_backend,
     kv_cache=cache_of,
+    memory_share=memory_share,
     host=SGLANG_HOST,
     log_word="sglang",
     logs_count_replicas=True,

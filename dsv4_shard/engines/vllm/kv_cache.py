@@ -17,8 +17,17 @@ from dataclasses import dataclass
 from dsv4_shard.catalog.gpus import Gpu
 from dsv4_shard.catalog.options import VLLM_VERSIONS
 from dsv4_shard.catalog.sms import SM_10X, SM_90
-from dsv4_shard.engines.deployment import Context
-from dsv4_shard.engines.kv_cache import GIB, Bounds, Cache, indexer_row, is_compared_model, latent_row, padded_rows
+from dsv4_shard.engines.deployment import Context, Deployment
+from dsv4_shard.engines.kv_cache import (
+    GIB,
+    Bounds,
+    Cache,
+    MemoryShare,
+    indexer_row,
+    is_compared_model,
+    latent_row,
+    padded_rows,
+)
 from dsv4_shard.models import OVERLAP_RATIO, V4Config
 
 OPTION = "--gpu-memory-utilization"
@@ -48,6 +57,11 @@ def cache_of(context: Context) -> Cache | None:
         return None
     groups = tuple(_groups(list(_layers(context.v4))))
     return Cache(OPTION, SHARE, NOTHING, BESIDE, VllmPool(groups, in_flight_tokens(gpu)))
+
+
+def memory_share(deployment: Deployment) -> MemoryShare:
+    """The share of memory, the same for every deployment."""
+    return MemoryShare(OPTION, SHARE, NOTHING, BESIDE)
 
 
 def in_flight_tokens(gpu: Gpu) -> int:

@@ -26,6 +26,7 @@ from dsv4_shard.engines.shared_rules import (
 )
 from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.engines.vllm import v4 as vllm
+from dsv4_shard.engines.vllm.kv_cache import memory_share
 from dsv4_shard.engines.vllm.latent_cache import cache_of
 from dsv4_shard.engines.vllm.launch import on_nodes, parallel_options
 from dsv4_shard.models import NORM_ROLES, V3, V32, Module, Part, Role, V32Config
@@ -159,6 +160,7 @@ VLLM_V3 = replace(
     losses=no_losses,
     misloads=loads_well,
     kv_cache=cache_of,
+    memory_share=memory_share,
     others=(),
 )
 """vLLM with V3 and V3.2; everything else is as with V4."""

@@ -52,7 +52,7 @@ from dsv4_shard.engines.vllm.backends import (
     is_mega,
     table_of,
 )
-from dsv4_shard.engines.vllm.kv_cache import cache_of
+from dsv4_shard.engines.vllm.kv_cache import cache_of, memory_share
 from dsv4_shard.engines.vllm.launch import launch, replica_pattern
 from dsv4_shard.models import V4, Module, Part, Role
 from dsv4_shard.tensors.geometry import FP4_GROUP, NVFP4_GROUP
@@ -417,11 +417,11 @@ def notes(context: Context) -> tuple[str, ...]:
             "routed experts: vLLM's own loader reads these E8M0 scales as plain bytes (2^-7 becomes 120); the shards "
             "hold the right values, so serve them and not the checkpoint"
         )
-    if deployment.dp > 1 and not is_mega(context):
-        lines.append(_stock_start())
     if config.n_routed_experts % deployment.ep:
         least, more = divmod(config.n_routed_experts, deployment.ep)
         lines.append(f"routed experts uneven: {more} ranks hold {least + 1}, the others {least} (not with EPLB)")
+    if deployment.dp > 1 and not is_mega(context):
+        lines.append(_stock_start())
     return tuple(lines)
 
 
@@ -474,6 +474,7 @@ VLLM = Engine(
     parallelism=ep_off_or_all,
     bytes_sent=bytes_sent,
     kv_cache=cache_of,
+    memory_share=memory_share,
     host=VLLM_HOST,
     log_word="vllm",
 )

@@ -11,31 +11,49 @@ from dsv4_shard.terminal.text import heading, item, title
 from dsv4_shard.text.units import counted
 
 if TYPE_CHECKING:
-    from dsv4_shard.planning import Fewest
+    from dsv4_shard.planning import Fewest, FewestGpus, FoundLayout
+
+    Row = tuple[int, FewestGpus, FoundLayout]
 
 _GIB = 1 << 30
 
 
-def show_fewest(console: Console, found: "Fewest") -> None:
-    """Show a numbered row for each kind of GPU, what was searched, and the command that plans the first row."""
-    searched = titles(found.engines)
+def show_fewest(console: Console, found: "Fewest", *, details: bool = False) -> None:
+    """Show a numbered row for each kind of GPU, what was searched, and the command that plans the first row.
+
+    Kinds that no engine's rules are verified on have one line together, and rows with `details`.
+    """
     narrowed = f", with {found.narrowed_by}" if found.narrowed_by else ""
-    title(console, f"The fewest GPUs that hold {found.checkpoint}: {searched}{narrowed}")
+    title(console, f"The fewest GPUs that hold {found.checkpoint}, by kind{narrowed}")
     for reason in found.unknown:
         item(console, f"not verified: {reason}", "yellow")
-    held = [kind for kind in found.kinds if kind.layout is not None]
-    if held:
-        _show_rows(console, found)
+    rows = [(number, kind, kind.layout) for number, kind in enumerate(_held(found), 1) if kind.layout is not None]
+    shown = [row for row in rows if details or row[1].verified] or rows
+    if shown:
+        _show_rows(console, shown)
+    _show_hidden(console, rows[len(shown) :])
     _show_unverified(console, found)
-    heading(console, "Searched")
-    item(console, f"{counted(found.tried, 'request')} of {searched}; numbers of GPUs: {found.counts}")
+    searched = f"{counted(found.tried, 'layout')} of {titles(found.engines)} on {found.counts} GPUs"
+    item(console, f"Searched {searched}", "dim", indent=0)
     for kind in found.kinds:
         if kind.layout is None:
             item(console, f"{kind.gpu}: {kind.reach}")
-    first = next((kind for kind in held if kind.command), None)
+    first = next((kind for _, kind, _ in rows if kind.command), None)
     if first is not None and first.command is not None:
         heading(console, "Plan the first, or another with --pick N")
         to_copy(console, first.command)
+
+
+def _held(found: "Fewest") -> "list[FewestGpus]":
+    """The kinds that hold the weights, in the order of `--pick`: those with verified rules come first."""
+    return [kind for kind in found.kinds if kind.layout is not None]
+
+
+def _show_hidden(console: Console, rows: "list[Row]") -> None:
+    """Name the GPUs on which no engine is verified, with how few hold the weights."""
+    if rows:
+        counts = ", ".join(f"{kind.gpus} {kind.gpu}" for _, kind, _ in rows)
+        item(console, f"Not verified, by bytes alone (--details): {counts}", indent=0)
 
 
 def _show_unverified(console: Console, found: "Fewest") -> None:
@@ -53,23 +71,19 @@ def _show_unverified(console: Console, found: "Fewest") -> None:
         item(console, assumption, "dim")
 
 
-def _show_rows(console: Console, found: "Fewest") -> None:
+def _show_rows(console: Console, rows: "list[Row]") -> None:
     table = Table("", "GPU", "GPUs", "GiB", "of", "free", "Mtok", "engine", "layout", right=(0, 2, 3, 4, 5, 6))
-    for number, kind in enumerate((kind for kind in found.kinds if kind.layout is not None), 1):
-        assert kind.layout is not None
-        weights, memory = kind.layout.weight_bytes, kind.memory_bytes
+    for number, kind, layout in rows:
+        weights, memory = layout.weight_bytes, kind.memory_bytes
         sizes = (f"{nbytes / _GIB:.1f}" for nbytes in (weights, memory, memory - weights))
-        engine = kind.layout.deployment.engine
-        options = kind.layout.options.partition(" --gpu")[0].replace(f" --engine {engine}", "")
         mark = "" if kind.verified else "?"
-        tokens = "?" if kind.layout.tokens is None else f"{kind.layout.tokens * kind.layout.groups / 1e6:.2f}"
-        table.add(str(number), kind.gpu, f"{kind.gpus}{mark}", *sizes, tokens, engine, options)
+        tokens = "?" if layout.tokens is None else f"{layout.tokens * layout.groups / 1e6:.2f}"
+        parallel = layout.options.partition(" --gpu")[0].partition(" --engine")[0].partition(" --runner")[0]
+        table.add(str(number), kind.gpu, f"{kind.gpus}{mark}", *sizes, tokens, layout.deployment.engine, parallel)
     table.show(console)
-    unverified = any(not kind.verified for kind in found.kinds if kind.layout is not None)
     for line in (
-        "GPUs: the fewest that hold the weights; no layout fits on fewer",
-        "GiB, of, free: weights on the fullest GPU, its memory, and what is free for KV cache, activations and graphs",
+        "GiB: weights on the fullest GPU; free: for KV cache, activations and graphs",
         "Mtok: millions of tokens of KV cache, by the engine's own accounting; ? not known",
-        *(("5?: not verified on this kind of GPU: bytes are those on another architecture",) if unverified else ()),
+        *(("5?: not verified on this kind of GPU",) if any(not kind.verified for _, kind, _ in rows) else ()),
     ):
         item(console, line, "dim")

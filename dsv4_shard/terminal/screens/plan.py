@@ -93,13 +93,14 @@ def _show_memory(console: Console, plan: "Plan") -> None:
 
 
 def _is_said(plan: "Plan", cache: "PlanCache") -> bool:
-    """Whether a change from the defaults says already that they leave no room for KV cache."""
-    return cache.room_most <= 0 and any(cache.option in setting for one in plan.changes for setting in one.settings)
+    """Whether a breach, or a change from the defaults, says already that they leave no room for KV cache."""
+    changed = any(cache.option in setting for one in plan.changes for setting in one.settings)
+    return cache.stops or (cache.stops_by_default and changed)
 
 
 def _cache(cache: "PlanCache") -> str:
     room, session = cache.words
-    if cache.room_most <= 0:
+    if cache.stops_by_default:
         return room
     if cache.tokens is None:
         return session

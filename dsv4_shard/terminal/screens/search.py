@@ -35,7 +35,7 @@ def show_search(console: Console, found: "Search") -> None:
         _show_layouts(console, found)
     for way in found.elsewhere:
         item(console, f"{counted_gpus(way.gpus, way.gpu)} would do: {way.options}")
-    kinds = f"{counted(found.tried, 'request')} of {searched} on {counted(found.gpus, 'GPU')}"
+    kinds = f"{counted(found.tried, 'layout')} of {searched} on {counted(found.gpus, 'GPU')}"
     item(console, f"searched: {kinds}{f'; {found.reach}' if found.reach else ''}")
     if found.command:
         heading(console, "Plan the first, or another with --pick N")

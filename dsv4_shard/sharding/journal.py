@@ -47,6 +47,9 @@ SAVE_SECONDS = 5.0
 SYNC_BYTES = 4 << 30
 """Bytes written between two marks: about what a power failure can cost. Each mark waits for the disk."""
 
+SYNC_SECONDS = 10.0
+"""Longest time between two marks, if steps are finished: what a lost machine can cost where bytes arrive slowly."""
+
 _LENGTH = struct.Struct("<Q")
 
 _STEP = struct.Struct("<IIQQ")
@@ -239,7 +242,7 @@ class Journal:
         self._settle, self._flush = settle, flush
         self._noted = bytearray()
         self._noted_nbytes = self._unmarked_nbytes = 0
-        self._saved_at = time.monotonic()
+        self._saved_at = self._marked_at = time.monotonic()
         self._is_settled = False
         self._lock = threading.Lock()
         self._marking = threading.Lock()
@@ -275,9 +278,10 @@ class Journal:
             self._noted += finished.digests
             self._noted_nbytes += finished.nbytes
             self._unmarked_nbytes += finished.nbytes
-            if self._noted_nbytes >= SAVE_BYTES or time.monotonic() - self._saved_at >= SAVE_SECONDS:
+            now = time.monotonic()
+            if self._noted_nbytes >= SAVE_BYTES or now - self._saved_at >= SAVE_SECONDS:
                 self._save()
-            is_due = self._unmarked_nbytes >= SYNC_BYTES
+            is_due = self._unmarked_nbytes >= SYNC_BYTES or now - self._marked_at >= SYNC_SECONDS
         if is_due and self._marking.acquire(blocking=False):
             if self._marker is None:
                 self._mark()
@@ -300,7 +304,7 @@ class Journal:
         try:
             with self._lock:
                 self._save()
-                stop, self._unmarked_nbytes = self._stop, 0
+                stop, self._unmarked_nbytes, self._marked_at = self._stop, 0, time.monotonic()
             self._flush()
             if not self._is_settled:
                 self._settle()

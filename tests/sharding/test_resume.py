@@ -1,6 +1,7 @@
 """A run that ended early is gone on with by the same command, and by no other."""
 
 import json
+import math
 import os
 import random
 import re
@@ -175,6 +176,7 @@ def test_steps_whose_bytes_are_not_those_of_the_journal_are_done_again_and_no_la
 ) -> None:
     """As after a power failure: the journal lists steps whose bytes never reached the disk."""
     monkeypatch.setattr(journal, "SYNC_BYTES", 1 << 40)
+    monkeypatch.setattr(journal, "SYNC_SECONDS", math.inf)
     saved = break_off(small, tmp_path / "out")
     for file in (tmp_path / STAGING / "result").glob("*.safetensors"):
         with file.open("r+b") as staged:
@@ -188,6 +190,17 @@ def test_steps_whose_bytes_are_not_those_of_the_journal_are_done_again_and_no_la
     assert again < saved + 200_000, "what was lost is listed no more"
     assert reshard_folder(small, tmp_path / "out", 2).bytes_resumed == again
     assert contents(tmp_path / "out") == expected
+
+
+def test_a_slow_run_is_marked_by_time_so_that_a_lost_machine_costs_little(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "SYNC_BYTES", 1 << 40)
+    monkeypatch.setattr(journal, "SYNC_SECONDS", 0)
+    break_off(small, tmp_path / "out")
+    found = read_journal(tmp_path / STAGING / "journal")
+    assert found is not None
+    assert found.finished, "marks were made"
 
 
 def test_a_run_that_begins_anew_says_nothing_of_going_on(small: Path, tmp_path: Path) -> None:
@@ -452,7 +465,8 @@ def test_what_the_page_shows_of_a_run_that_ends_early_is_what_is_printed(
 def test_the_page_says_what_a_kill_and_a_power_failure_can_cost() -> None:
     readme = " ".join((ROOT / "docs/how-to/resume.md").read_text().split())
     assert f"every {REAL_SAVE_BYTES >> 20} MiB, and at least every {journal.SAVE_SECONDS:g} seconds" in readme
-    assert f"marks that every {REAL_SYNC_BYTES >> 30} GiB" in readme
+    seconds = f"{journal.SYNC_SECONDS:g} seconds"
+    assert f"marks that every {REAL_SYNC_BYTES >> 30} GiB, and at least every {seconds}" in readme
 
 
 def without_numbers(text: str) -> str:

@@ -208,7 +208,7 @@ def with_download(checkpoint: Checkpoint, names: Iterable[str]) -> Checkpoint:
         UsageError: The checkpoint is not from the Hub.
         ShardError: The download fails; see `HubFiles.download`.
     """
-    from dsv4_shard.sources.hub_http import HubFiles
+    from dsv4_shard.sources.hub_files import HubFiles
 
     source = checkpoint.source
     if isinstance(source, LocalSource) and source.revision is not None:

@@ -34,7 +34,7 @@ from dsv4_shard.sharding.recipe import OutputFile, Recipe, Step
 from dsv4_shard.sharding.statement import read_statement
 from dsv4_shard.signing import keys, library, result_signature
 from dsv4_shard.signing.bundle import Bundle
-from dsv4_shard.sources import hub, hub_http, local, object_store, remote_headers, retry
+from dsv4_shard.sources import hub, hub_files, local, object_store, remote_headers, retry
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE, INDEX_FILE
 from dsv4_shard.sources.deadline import Deadline
 from dsv4_shard.sources.gate import Gate
@@ -646,7 +646,7 @@ def _headers_answer_seconds(trial: Trial, beyond: int) -> object:
 def _range_seconds(trial: Trial, beyond: int) -> object:
     """A byte of it comes now and then."""
     if beyond:
-        trial.lower(hub_http, "HUB_RANGE", seconds=0.3)
+        trial.lower(hub_files, "HUB_RANGE", seconds=0.3)
 
     def answer(handler: Handler) -> None:
         handler.send_response(200)
@@ -657,7 +657,7 @@ def _range_seconds(trial: Trial, beyond: int) -> object:
             Event().wait(0.1)
 
     with Server(answer) as server:
-        files = hub_http.HubFiles(server.url, "org/model", "a" * 40, {"a": Listed(10, "s")})
+        files = hub_files.HubFiles(server.url, "org/model", "a" * 40, {"a": Listed(10, "s")})
         buffer = bytearray(10)
         files.fetch("a", 0, memoryview(buffer), Event())
         return buffer
@@ -668,7 +668,7 @@ def _download_seconds(trial: Trial, beyond: int) -> object:
     """Nothing of it comes for a while."""
     trial.monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(trial.path / f"{beyond}"))
     if beyond:
-        trial.lower(hub_http, "HUB_DOWNLOAD", seconds=0.3)
+        trial.lower(hub_files, "HUB_DOWNLOAD", seconds=0.3)
 
     def answer(handler: Handler) -> None:
         if handler.command == "GET":
@@ -676,7 +676,7 @@ def _download_seconds(trial: Trial, beyond: int) -> object:
         handler.say(200, b"0123456789", ETag='"e"', X_Repo_Commit="a" * 40)
 
     with Server(answer) as server:
-        files = hub_http.HubFiles(server.url, "org/model", "a" * 40, {"a": Listed(10, "s")})
+        files = hub_files.HubFiles(server.url, "org/model", "a" * 40, {"a": Listed(10, "s")})
         return (files.download(["a"]) / "a").read_bytes()
 
 
@@ -709,7 +709,7 @@ def _redirects(trial: Trial, beyond: int) -> object:
         handler.say(302, Location=place)
 
     with Server(answer) as server:
-        files = hub_http.HubFiles(server.url, "org/model", "a" * 40, {"a": Listed(1, "s", "0" * 64)})
+        files = hub_files.HubFiles(server.url, "org/model", "a" * 40, {"a": Listed(1, "s", "0" * 64)})
         return files._resolve("a")
 
 

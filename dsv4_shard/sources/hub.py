@@ -21,7 +21,9 @@ from dsv4_shard.limits import HUB_ANSWER, HUB_HEADERS, INDEX
 from dsv4_shard.sources.base import COMMIT, Source
 from dsv4_shard.sources.checkpoint_files import CARD_FILE, CONFIG_FILE, INDEX_FILE, SINGLE_FILE, is_plain_name
 from dsv4_shard.sources.client_environment import variable_of
-from dsv4_shard.sources.hub_http import HubFiles, ask, is_server, raise_for, refuse, repository_uri
+from dsv4_shard.sources.hub_errors import raise_for, refuse
+from dsv4_shard.sources.hub_files import HubFiles, repository_uri
+from dsv4_shard.sources.hub_http import ask, is_server
 from dsv4_shard.sources.local import LocalSource
 from dsv4_shard.sources.release_files import travelling
 from dsv4_shard.sources.remote import Listed, RemoteSource

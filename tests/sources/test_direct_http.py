@@ -15,7 +15,7 @@ from support.servers.redirecting import Answer, ForwardProxy, Handler, Server, w
 from dsv4_shard.errors import BadAnswer, ServerFailed, Unreachable
 from dsv4_shard.sources import hub_http, retry
 from dsv4_shard.sources.direct_http import FAILURES, Connections, route_to
-from dsv4_shard.sources.hub_http import HubFiles
+from dsv4_shard.sources.hub_files import HubFiles
 from dsv4_shard.sources.remote import Listed
 
 CONTENT = bytes(range(256)) * 1000

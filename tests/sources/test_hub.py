@@ -37,7 +37,7 @@ from dsv4_shard.errors import BadAnswer, ExitCode
 from dsv4_shard.opening import open_source
 from dsv4_shard.sharding.recipe import spans
 from dsv4_shard.sources import hub as hub_source
-from dsv4_shard.sources import hub_http as hubfiles
+from dsv4_shard.sources import hub_errors, hub_files, hub_http
 from dsv4_shard.sources import remote_headers as heads
 from dsv4_shard.sources import retry as persistence
 from dsv4_shard.sources.local import LocalSource
@@ -593,12 +593,12 @@ def test_a_redirect_in_a_circle_is_told_at_once(hub: HubServer, monkeypatch: pyt
 
 @pytest.mark.parametrize("asked", ["0.5", "Wed, 21 Oct 2015 07:28:00 GMT", "-1", "soon", ""])
 def test_a_wait_that_is_over_or_makes_no_sense_is_none(asked: str) -> None:
-    assert hubfiles._asked_wait(SimpleNamespace(headers={"Retry-After": asked})) in (None, 0)
+    assert hub_errors._asked_wait(SimpleNamespace(headers={"Retry-After": asked})) in (None, 0)
 
 
 def test_a_wait_may_be_told_as_a_time() -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(minutes=5), usegmt=True)
-    wait = hubfiles._asked_wait(SimpleNamespace(headers={"Retry-After": later}))
+    wait = hub_errors._asked_wait(SimpleNamespace(headers={"Retry-After": later}))
     assert wait is not None
     assert 290 < wait <= 300
 
@@ -895,7 +895,7 @@ def test_a_listing_with_what_is_no_file_name_is_refused(name: str, hub: HubServe
 
 def test_a_connection_that_brings_next_to_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte now and then keeps every timeout of a connection away."""
-    monkeypatch.setattr(hubfiles, "_SLOW_SECONDS", 0.05)
+    monkeypatch.setattr(hub_files, "_SLOW_SECONDS", 0.05)
 
     def drip(handler: Handler) -> None:
         handler.send_response(206)
@@ -907,8 +907,8 @@ def test_a_connection_that_brings_next_to_nothing_is_given_up(monkeypatch: pytes
             handler.wfile.write(b"x")
 
     with Server(drip) as server:
-        files = hubfiles.HubFiles(server.url, REPO, "0" * 40, {"f": Listed(10_000, "x", None)})
-        place = hubfiles._Location(f"{server.url}/f", False)
+        files = hub_files.HubFiles(server.url, REPO, "0" * 40, {"f": Listed(10_000, "x", None)})
+        place = hub_http.Location(f"{server.url}/f", False)
         came = files._read("f", place, 0, memoryview(bytearray(10_000)), Event())
     assert 0 < came < 100
 

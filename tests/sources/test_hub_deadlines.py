@@ -14,9 +14,9 @@ from support.servers.redirecting import Answer, Handler, Server
 
 from dsv4_shard.errors import AccessRefused, BadAnswer, NotFound, ServerFailed
 from dsv4_shard.limits import HUB_ANSWER, HUB_DOWNLOAD, HUB_HEADERS, HUB_RANGE
-from dsv4_shard.sources import hub, hub_http
+from dsv4_shard.sources import hub, hub_files
 from dsv4_shard.sources.hub import Repository, _ask_headers, _ask_listing
-from dsv4_shard.sources.hub_http import HubFiles
+from dsv4_shard.sources.hub_files import HubFiles
 from dsv4_shard.sources.remote import Listed
 
 LISTING = {"in Git": Listed(100, "s"), "in LFS": Listed(100, "s", "0" * 64)}
@@ -81,7 +81,7 @@ def drip(handler: Handler, content: bytes) -> None:
 def _lowered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "HUB_ANSWER", replace(HUB_ANSWER, seconds=0.5))
     monkeypatch.setattr(hub, "HUB_HEADERS", replace(HUB_HEADERS, seconds=0.5))
-    monkeypatch.setattr(hub_http, "HUB_RANGE", replace(HUB_RANGE, seconds=0.5))
+    monkeypatch.setattr(hub_files, "HUB_RANGE", replace(HUB_RANGE, seconds=0.5))
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -138,12 +138,12 @@ def test_a_download_into_which_nothing_comes_ends_and_does_not_hold_the_process(
 import sys
 from dataclasses import replace
 from dsv4_shard.errors import ServerFailed
-from dsv4_shard.sources import hub_http
+from dsv4_shard.sources import hub_files
 from dsv4_shard.sources.remote import Listed
-hub_http.HUB_DOWNLOAD = replace(hub_http.HUB_DOWNLOAD, seconds=0.5)
+hub_files.HUB_DOWNLOAD = replace(hub_files.HUB_DOWNLOAD, seconds=0.5)
 try:
     names = [f"{{number}}" for number in range(20)]
-    hub_http.HubFiles(sys.argv[1], "org/model", "{"a" * 40}", dict.fromkeys(names, Listed(100, "s"))).download(names)
+    hub_files.HubFiles(sys.argv[1], "org/model", "{"a" * 40}", dict.fromkeys(names, Listed(100, "s"))).download(names)
 except ServerFailed as error:
     print(error, error.hint, sep="\\n")
 """
@@ -165,8 +165,8 @@ except ServerFailed as error:
 def test_a_download_that_grows_slowly_is_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It lasts four times as long as silence may."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(hub_http, "HUB_DOWNLOAD", replace(HUB_DOWNLOAD, seconds=1))
-    monkeypatch.setattr(hub_http, "_DOWNLOADS_AT_ONCE", 1)
+    monkeypatch.setattr(hub_files, "HUB_DOWNLOAD", replace(HUB_DOWNLOAD, seconds=1))
+    monkeypatch.setattr(hub_files, "_DOWNLOADS_AT_ONCE", 1)
 
     def slow(handler: Handler) -> None:
         Event().wait(0.5)

@@ -33,7 +33,8 @@ from dsv4_shard.diagnosis.patterns import compile_template, patterns
 from dsv4_shard.diagnosis.releases import RELEASES, Release, find_release, inventory_of
 from dsv4_shard.engines.deployment import Request
 from dsv4_shard.engines.registry import ENGINES, engine_for, serving
-from dsv4_shard.engines.sglang.v4 import ROUTED_RULE, RUNNERS
+from dsv4_shard.engines.sglang.rules import ROUTED_RULE
+from dsv4_shard.engines.sglang.runners import RUNNERS
 from dsv4_shard.errors import ExitCode
 from dsv4_shard.limits import LOG_LINE
 from dsv4_shard.models.families import FAMILIES

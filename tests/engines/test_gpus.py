@@ -15,7 +15,10 @@ from dsv4_shard.catalog.gpus import GPUS
 from dsv4_shard.catalog.options import A2A
 from dsv4_shard.catalog.sms import EVERY_SM, FROM_HOPPER
 from dsv4_shard.engines import Context, Request
-from dsv4_shard.engines.sglang import v4 as sglang
+from dsv4_shard.engines.sglang.parameters import keeps_o_a_fp8
+from dsv4_shard.engines.sglang.runners import runner_of
+from dsv4_shard.engines.sglang.v4 import RULES
+from dsv4_shard.engines.sglang.v4 import SGLANG as SGLANG_TABLE
 from dsv4_shard.engines.vllm import v4 as vllm
 from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.plan_builder import make_plan
@@ -37,7 +40,7 @@ def context_on(answer: dict[str, Any], engine: str, runner: str | None) -> Conte
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(GPUS, "asked", gpu)
         request = Request(4, ep=answer["ep"], engine=engine, gpu="asked", runner=runner)
-        table = vllm.VLLM if engine == "vllm" else sglang.SGLANG
+        table = vllm.VLLM if engine == "vllm" else SGLANG_TABLE
         return Context(inventory, next(iter(table.candidates(inventory, request))))
 
 
@@ -96,8 +99,8 @@ _DTYPES = {"F32": "float32", None: "float8_e8m0fnu"}
 def test_sglang_holds_o_a_in_the_dtype_of_the_gpu(answer: dict[str, Any]) -> None:
     """sm_120 holds it in BF16: arg_groups/model_hook.py turns SGLANG_OPT_FP8_WO_A_GEMM off."""
     context = context_on(answer, "sglang", None)
-    assert sglang.keeps_o_a_fp8(context) is (answer["o_a"]["weight"] == "float8_e4m3fn")
-    assert sglang.keeps_o_a_fp8(context) is ("weight_scale_inv" in answer["o_a"])
+    assert keeps_o_a_fp8(context) is (answer["o_a"]["weight"] == "float8_e4m3fn")
+    assert keeps_o_a_fp8(context) is ("weight_scale_inv" in answer["o_a"])
 
 
 @pytest.mark.parametrize(
@@ -110,7 +113,7 @@ def test_sglangs_own_runner_is_the_one_that_it_resolves(answer: dict[str, Any]) 
 @pytest.mark.parametrize("answer", SGLANG, ids=name_of)
 def test_sglangs_scales_have_the_dtype_of_the_runner(answer: dict[str, Any]) -> None:
     runner = None if answer["runner"] == "auto" else answer["runner"]
-    row = sglang.runner_of(context_on(answer, "sglang", runner))
+    row = runner_of(context_on(answer, "sglang", runner))
     if row is not None:  # else the rules refuse it
         assert _DTYPES[row.scales] == answer["scales"]
 
@@ -135,7 +138,7 @@ def test_all_to_all_backends_follow_the_gpu() -> None:
 def _takes(a2a: str, gpu: str) -> bool:
     inventory = inventory_of(PRO)[1]
     context = Context(inventory, choose(inventory, Request(8, a2a=a2a, gpu=gpu)).deployment)
-    rules = [rule for rule in sglang.RULES if rule.name in ("a2a-gpu", "megamoe-gpu", "a2a-maker")]
+    rules = [rule for rule in RULES if rule.name in ("a2a-gpu", "megamoe-gpu", "a2a-maker")]
     return all(rule.check(context) is None for rule in rules)
 
 

@@ -37,7 +37,7 @@ from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.placement import Expert, Pad, Replicate, Split
 from dsv4_shard.engines.registry import ENGINES, engine_for, find_engine
 from dsv4_shard.engines.rules import Breach
-from dsv4_shard.engines.sglang.v4 import A2A_MAKERS
+from dsv4_shard.engines.sglang.rules import A2A_MAKERS
 from dsv4_shard.errors import UsageError
 from dsv4_shard.models.families import FAMILIES
 from dsv4_shard.models.family import Family

@@ -17,7 +17,7 @@ from support.shell import joined
 from dsv4_shard.catalog.request import Narrowing
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.registry import engine_for
-from dsv4_shard.engines.sglang import v4 as sglang
+from dsv4_shard.engines.sglang.runners import RUNNERS
 from dsv4_shard.errors import ExitCode, UsageError
 from dsv4_shard.planning.choice import choose
 from dsv4_shard.planning.document import Plan
@@ -136,7 +136,7 @@ def test_a_layout_that_the_rules_allow_is_not_missed(wanted: dict[str, Any]) -> 
 def test_all_that_the_rules_allow_on_eight_gpus_is_found_and_nothing_else() -> None:
     """Against every number for EP and DP, every runner, way and backend, also those that the search does not try."""
     inventory = inventory_of(FLASH)[1]
-    runners, ways = (None, *sglang.RUNNERS), ("auto", "whole", "split", "pad")
+    runners, ways = (None, *RUNNERS), ("auto", "whole", "split", "pad")
     allowed = set()
     for ep, dp, runner, way, a2a in product(range(1, 9), range(1, 9), runners, ways, (None, "deepep", "megamoe")):
         if a2a is None or runner is None:

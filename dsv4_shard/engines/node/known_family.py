@@ -20,8 +20,9 @@ from dsv4_shard.engines.parallelism import dp_alone
 from dsv4_shard.engines.parameters import TOKENIZER_FILES
 from dsv4_shard.engines.remedies import MORE_NODES, for_engine, leave_out
 from dsv4_shard.engines.rules import NOT_VERIFIED, Requires
-from dsv4_shard.engines.sglang import v4 as sglang
+from dsv4_shard.engines.sglang.launch import MODEL_PATH
 from dsv4_shard.engines.sglang.v3 import SGLANG_V3
+from dsv4_shard.engines.sglang.v4 import SGLANG
 from dsv4_shard.engines.shared_rules import KNOWN_DRAFT_RULE, NVFP4_RULE
 from dsv4_shard.engines.vllm import v4 as vllm
 from dsv4_shard.engines.vllm.v3 import VLLM_V3
@@ -145,7 +146,7 @@ class Subsets:
             return self.serving.launch(context, model_path, False)
         folders = [f"{model_path}/{folder_of(node)}".rstrip("/") for node in range(context.deployment.nodes)]
         start = self.serving.launch(context, folders[0], False)
-        own: list[Options] = [{sglang.MODEL_PATH: folder} for folder in folders[1:]]
+        own: list[Options] = [{MODEL_PATH: folder} for folder in folders[1:]]
         options = zip(start.node_options, [{}, *own], strict=True)
         return replace(start, node_options=tuple(folder | others for others, folder in options))
 
@@ -232,6 +233,6 @@ def _gb(nbytes: int) -> str:
     return f"{nbytes / 1e9:.4g} GB"
 
 
-NODE = Subsets(sglang.SGLANG, vllm.VLLM).engine()
+NODE = Subsets(SGLANG, vllm.VLLM).engine()
 
 NODE_V3 = Subsets(SGLANG_V3, VLLM_V3).engine()

@@ -14,7 +14,8 @@ from dsv4_shard.engines.launch import Launch
 from dsv4_shard.engines.placement import Placement, RankTensor, Split, rank_tensor
 from dsv4_shard.engines.remedies import MORE_DP
 from dsv4_shard.engines.rules import Divides, Rule, Symptom, in_stage
-from dsv4_shard.engines.sglang import v4 as sglang
+from dsv4_shard.engines.sglang import launch as v4_launch
+from dsv4_shard.engines.sglang import parameters, rules, v4
 from dsv4_shard.engines.sglang.kv_cache import memory_share
 from dsv4_shard.engines.sglang.latent_cache import cache_of
 from dsv4_shard.engines.shared_rules import (
@@ -30,8 +31,8 @@ from dsv4_shard.models import NORM_ROLES, V3, V32, Module, Part, Role
 _WHOLE_DENSE = ("SGLang's --moe-dense-tp-size 1, which keeps the dense MLP whole: this tool does not plan it",)
 
 RULES: tuple[Rule, ...] = (
-    *sglang.CHOICES,
-    *sglang.CONFIGURATION_RULES,
+    *rules.CHOICES,
+    *rules.CONFIGURATION_RULES,
     NO_CAST_RULE,
     *in_stage(
         StartStage.CONSTRUCTION,
@@ -41,16 +42,16 @@ RULES: tuple[Rule, ...] = (
             "dense-blocks", Module.DENSE, lambda c: c.v3.intermediate_size, "intermediate_size",
             lambda c: c.deployment.tp, "TP",
             lambda c: c.block(Role.DENSE_GATE).rows, "blocks",
-            Symptom(sglang.MERGED_QUOTE, remedies=_WHOLE_DENSE), Symptom(COLUMN_QUOTE, remedies=_WHOLE_DENSE),
+            Symptom(rules.MERGED_QUOTE, remedies=_WHOLE_DENSE), Symptom(COLUMN_QUOTE, remedies=_WHOLE_DENSE),
             when=lambda c: c.v3.first_k_dense_replace > 0,
         ),
-        sglang.TP_EXPERTS_RULE,
-        *sglang.BACKEND_RULES,
-        sglang.ROUTED_RULE,
-        sglang.SHARED_RULE,
+        rules.TP_EXPERTS_RULE,
+        *rules.BACKEND_RULES,
+        rules.ROUTED_RULE,
+        rules.SHARED_RULE,
     ),
-    *in_stage(StartStage.LOADING, sglang.MARLIN_RULE, sglang.QUANTIZED_MOE_RULE),
-    *sglang.RUNNER_RULES,
+    *in_stage(StartStage.LOADING, rules.MARLIN_RULE, rules.QUANTIZED_MOE_RULE),
+    *rules.RUNNER_RULES,
 )  # fmt: skip
 
 _PLACEMENTS: dict[Role, Placement] = {
@@ -68,7 +69,7 @@ def place(role: Role, context: Context) -> Placement:
     """SGLang's placement of `role`: the embedding follows the attention group, the head does not."""
     if role is Role.EMBED:
         return vocab_placement(context, "attention")
-    return _PLACEMENTS.get(role) or sglang.place(role, context)
+    return _PLACEMENTS.get(role) or parameters.place(role, context)
 
 
 def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
@@ -84,7 +85,7 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
 
     For a whole shared expert, an option keeps SGLang from making it a routed expert, as it would without EP.
     """
-    deployment, start = context.deployment, sglang.launch(context, model_path, sharded)
+    deployment, start = context.deployment, v4_launch.launch(context, model_path, sharded)
     if deployment.shared != "whole" or deployment.a2a:
         return replace(start, environment={})
     program = start.program
@@ -94,13 +95,13 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
 
 
 SGLANG_V3 = replace(
-    sglang.SGLANG,
+    v4.SGLANG,
     families=(V3, V32),
     rules=RULES,
     place=place,
     store=store,
     launch=launch,
-    changes=sglang.prefill_changes,
+    changes=v4_launch.prefill_changes,
     losses=no_losses,
     kv_cache=cache_of,
     memory_share=memory_share,

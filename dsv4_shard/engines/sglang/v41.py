@@ -11,7 +11,9 @@ from dsv4_shard.checkpoint import TensorGroup
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.engram import columns_of, equal_parts, table_parts
 from dsv4_shard.engines.placement import Placement, RankTensor, rank_tensor
-from dsv4_shard.engines.sglang import v4 as sglang
+from dsv4_shard.engines.sglang import parameters
+from dsv4_shard.engines.sglang.rules import VERSION
+from dsv4_shard.engines.sglang.v4 import RULES, SGLANG
 from dsv4_shard.engines.shared_rules import is_left_out
 from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.engines.unverified import unverified_rules
@@ -28,7 +30,7 @@ def place(role: Role, context: Context) -> Placement:
         assert isinstance(context.config, V41Config), "asked only for V4.1"
         is_even = columns_of(context.config) % context.deployment.tp == 0
         return table_parts(context) if is_even else equal_parts(context)
-    return sglang.place(role, context)
+    return parameters.place(role, context)
 
 
 def store(group: TensorGroup, placement: Placement, context: Context) -> RankTensor | None:
@@ -41,7 +43,7 @@ def store(group: TensorGroup, placement: Placement, context: Context) -> RankTen
         return rank_tensor(group, placement, context)
     if group.role in _F32 and group.part is Part.WEIGHT:
         return rank_tensor(group, placement, context, "F32")
-    return sglang.store(group, placement, context)
+    return parameters.store(group, placement, context)
 
 
 def assumes(context: Context) -> str:
@@ -56,12 +58,12 @@ _LATER = (StartStage.CONSTRUCTION, StartStage.LOADING)
 """Stages whose rules are V4's: they explain messages, and no plan checks them."""
 
 SGLANG_V41 = replace(
-    sglang.SGLANG,
+    SGLANG,
     families=(V41,),
-    rules=unverified_rules(sglang.SGLANG, f"SGLang {sglang.VERSION}'s own loader was not run with {V41.title}"),
+    rules=unverified_rules(SGLANG, f"SGLang {VERSION}'s own loader was not run with {V41.title}"),
     place=place,
     store=store,
-    others=tuple(rule for rule in sglang.RULES if rule.stage in _LATER),
+    others=tuple(rule for rule in RULES if rule.stage in _LATER),
     layout=None,
     assumes=assumes,
 )

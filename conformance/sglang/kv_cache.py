@@ -5,7 +5,11 @@ from typing import Any
 
 import torch
 from sglang.srt.mem_cache.kv_cache_dtype import configure_kv_cache_dtype
-from sglang.srt.model_executor.pool_configurator import DSV4PoolConfigurator, create_memory_pool_configurator
+from sglang.srt.model_executor.pool_configurator import (
+    DSV4PoolConfigurator,
+    compute_swa_request_cap,
+    create_memory_pool_configurator,
+)
 from sglang.srt.runtime_context import get_exec, get_model, get_parallel, get_schedule, get_spec
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
@@ -46,10 +50,6 @@ def kv_cache(job: dict[str, Any]) -> dict[str, Any]:
     )
     if not isinstance(configurator, DSV4PoolConfigurator):
         return _latent(configurator, dtype, job["budgets"])
-    pools = {}
-    for budget in job["budgets"]:
-        pool = configurator.calculate_pool_sizes(budget << 30, schedule.page_size)
-        pools[str(budget)] = [pool.full_max_total_num_tokens, pool.swa_max_total_num_tokens]
     return {
         "mem_fraction_static": schedule.mem_fraction_static,
         "max_running_requests": schedule.max_running_requests,
@@ -58,8 +58,29 @@ def kv_cache(job: dict[str, Any]) -> dict[str, Any]:
         "decode_max_bs": get_exec().graph.cuda_graph_config.decode.max_bs,
         "page_size": schedule.page_size,
         "bytes_per_full_token": configurator.bytes_per_full_token,
-        "pools": pools,
+        "window_slots": _window_slots(schedule.page_size, config.sliding_window_size),
+        "pools": {str(budget): _pool(configurator, budget << 30, schedule.page_size) for budget in job["budgets"]},
     }
+
+
+def _pool(configurator: Any, nbytes: int, page: int) -> list[int] | None:
+    """Tokens of the pool and of its windows; None where SGLang refuses so little memory."""
+    try:
+        pool = configurator.calculate_pool_sizes(nbytes, page)
+    except ValueError as error:
+        if "cannot hold even one request" not in str(error):
+            raise
+        return None
+    return [pool.full_max_total_num_tokens, pool.swa_max_total_num_tokens]
+
+
+def _window_slots(page: int, window: int) -> int:
+    """Window slots that one more request takes."""
+    one, two = (
+        compute_swa_request_cap(page_size=page, window=window, attn_dp_size=1, max_running_requests=requests)
+        for requests in (1, 2)
+    )
+    return int(two - one)
 
 
 def _latent(configurator: Any, dtype: torch.dtype, budgets: list[int]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ def kv_cache(job: dict[str, Any]) -> dict[str, Any]:
     workspace._manager = Workspace()
     config, model_config = bring_up(case, 0, job["model"], served=job["served"])
     build(config, model_config, "meta")
+    if config.speculative_config is not None:
+        build(config, config.speculative_config.draft_model_config, "meta")
     layers = config.compilation_config.static_forward_context
     with set_current_vllm_config(config):
         specs = {

@@ -100,6 +100,16 @@ PLANNED_ONLY = ("trtllm",)
 
 DEFAULT_ENGINE = "sglang"
 
+NO_DRAFT = "none"
+"""Value of `--draft` that leaves the draft model out."""
+
+DRAFTS = {
+    NO_DRAFT: "without the draft model, in the files too",
+    "mtp": "with the MTP block of V4, V3 and V3.2",
+    "dspark": "with the DSpark stages of 0731, 0813 and V4.1",
+}
+"""Value of `--draft` → its description."""
+
 SHARED_EXPERTS = {
     "auto": "as the engine does it, else the next of its ways that runs",
     "whole": "all of it on every rank",

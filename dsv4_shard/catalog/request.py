@@ -15,6 +15,7 @@ from dsv4_shard.catalog.option import Option, Options
 from dsv4_shard.catalog.options import (
     A2A_BACKENDS,
     DEFAULT_ENGINE,
+    DRAFTS,
     EXPERT_DTYPES,
     RANKINGS,
     RUNNERS,
@@ -168,6 +169,15 @@ class Target(Hardware):
         bool,
         Option(help="SGLang's --enable-dp-lm-head: cut the head over attention TP, not over TP.", panel=LAYOUT),
     ] = False  # fmt: skip
+    draft: Annotated[
+        str | None,
+        Option(
+            help="The draft model to serve with: mtp or dspark, as the release has it, in command, memory and KV "
+            "cache; none: not in the files either.",
+            metavar="NAME", panel=ENGINE, shows="in the files alone", choices=DRAFTS,
+            unknown="must be none, mtp or dspark",
+        ),
+    ] = None  # fmt: skip
     part_size: Annotated[
         str | None,
         Option(

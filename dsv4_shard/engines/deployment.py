@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 from dsv4_shard.catalog.gpus import GPUS, Gpu, find_gpu, gpu_with
+from dsv4_shard.catalog.options import NO_DRAFT
 from dsv4_shard.catalog.request import Request
 from dsv4_shard.checkpoint import Format, Inventory
 from dsv4_shard.engines.expert_locations import IDENTITY, Locations, name_of, read_locations
-from dsv4_shard.models import ModelConfig, Role, V3Config, V4Config
+from dsv4_shard.models import ModelConfig, Role, Stage, V3Config, V4Config
 from dsv4_shard.tensors.geometry import Block
 
 __all__ = [
@@ -43,6 +44,7 @@ class Deployment:
         redundant_experts: SGLang's slots of a layer beyond one for each expert.
         locations: The expert in each slot, if SGLang gets a map.
         dp_lm_head: Whether SGLang is asked to cut the head over attention TP, and not over TP.
+        draft: The draft model that is asked for: mtp, dspark or none. None: files may hold it, and no command has it.
     """
 
     engine: str
@@ -64,6 +66,12 @@ class Deployment:
     dp_lm_head: bool = False
     redundant_experts: int = 0
     locations: Locations | None = None
+    draft: str | None = None
+
+    @property
+    def serves_draft(self) -> bool:
+        """Whether the engine is started with a draft model."""
+        return self.draft not in (None, NO_DRAFT)
 
     @property
     def head_group(self) -> str:
@@ -143,6 +151,11 @@ class Context:
         if at.locations is None:
             return None
         return at.locations.fault(config.num_hidden_layers, config.n_routed_experts, at.redundant_experts)
+
+    @property
+    def draft_experts(self) -> int:
+        """Routed experts of an MTP block or DSpark stage."""
+        return self.config.experts_in(Stage.MTP)
 
     @property
     def o_a_format(self) -> str:
@@ -225,6 +238,7 @@ def resolve(
         version=request.engine_version or version,
         dp_lm_head=request.dp_lm_head,
         redundant_experts=request.redundant_experts,
+        draft=request.draft,
         locations=read_locations(request.expert_locations) if request.expert_locations else None,
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from dsv4_shard.catalog.gpus import Gpu
-from dsv4_shard.checkpoint import NVFP4, Inventory, TensorGroup
+from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines import bytes_sent
 from dsv4_shard.engines.defaults import (
     as_stored,
@@ -173,11 +173,10 @@ class Engine:
     def is_verified_for(self, deployment: Deployment) -> bool:
         """Whether the engine's own code was run with such layouts where its rules hold: else these are not verified.
 
-        It was not with folders for any engine, or for NVFP4 experts, with bytes that are only a bound, or on a GPU
-        whose architecture nobody had.
+        It was not with folders for any engine, with bytes that are only a bound, or on a GPU whose architecture nobody
+        had.
         """
-        was_run = self.version != ANY_ENGINE and not self.is_bound
-        return was_run and not (self.by_node and deployment.experts == NVFP4) and deployment.gpu.verified
+        return self.version != ANY_ENGINE and not self.is_bound and deployment.gpu.verified
 
     def assumption(self, context: Context, *, is_known: bool) -> str | None:
         """What bytes per rank rest on if they are not verified; `is_known`: the rules hold, on a GPU that is."""

@@ -1,5 +1,6 @@
 """`Launch`: the commands, variables and files that start an engine."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -100,8 +101,7 @@ def on_every_node(
         if name == NODE_RANK:
             options[name] = "$NODE_RANK"
         elif value is not None and name in options:
-            parent, slash, last = value.rpartition("/")  # the folder of the node is the last part of its path
-            options[name] = f"{parent}{slash}node-$NODE_RANK" if last == f"node-{node}" else value
+            options[name] = re.sub(rf"(?<![^/])node-{node}(?![^/])(?!.*/node-)", "node-$NODE_RANK", value)
         else:
             more[name] = value
     variables = [f"{name}={value}" for name, value in environment.items()]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from dsv4_shard.engines.deployment import Context
-from dsv4_shard.engines.shared_rules import draft_blocks
+from dsv4_shard.engines.drafts import draft_blocks
 from dsv4_shard.models import Part
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 

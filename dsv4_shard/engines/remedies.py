@@ -79,18 +79,19 @@ FEWER_RANKS = Remedy(
 
 MARLIN = Remedy("--runner marlin (FP4 on Hopper)", _options(runner="marlin"), "--runner marlin")
 
+DP_LM_HEAD = Remedy("--dp-lm-head", _options(dp_lm_head=True))
+
+DRAFT_OF_RELEASE = Remedy(
+    "the release's own draft: --draft mtp or dspark",
+    lambda request: (replace(request, draft="dspark" if request.draft == "mtp" else "mtp"),),
+    "the release's own draft: --draft {asked.draft}",
+)
+
 WHOLE_SHARED = Remedy("SGLANG_SHARED_EXPERT_TP1=1: --shared-experts whole", _options(shared_experts="whole"))
 
 DEEPEP = Remedy(
     "an all-to-all backend: --a2a deepep",
     lambda request: (replace(request, a2a="deepep"),) if request.shared_experts in ("auto", "whole") else (),
-)
-
-
-MORE_NODES = Remedy(
-    "--nodes N: folders are written all the same",
-    lambda request: (replace(request, nodes=nodes) for nodes in _divisors(request.tp * request.dp, 1)),
-    "--nodes {asked.nodes}: folders are written all the same",
 )
 
 

@@ -6,10 +6,9 @@ from dataclasses import replace
 from dsv4_shard.checkpoint import NVFP4, Inventory
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.placement import Pad, Split
-from dsv4_shard.engines.remarks import Loss
 from dsv4_shard.engines.remedies import ANY_EP, for_engine, leave_out
 from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, Divides, Remedies, Requires, Symptom
-from dsv4_shard.models import Module, Role, Stage, V3Config
+from dsv4_shard.models import Module, Role, V3Config
 from dsv4_shard.tensors.geometry import DECODED_BLOCK
 
 COLUMN_QUOTE = (
@@ -45,74 +44,6 @@ def version_rule(*versions: str) -> Requires:
         "the engine's own classes were not run in version {at.version}; verified: " + ", ".join(versions),
         consequence=NOT_VERIFIED, fatal=True, remedies=(leave_out("engine_version"),),
     )  # fmt: skip
-
-
-FORMAT_LEFT_OUT = "the draft's experts are of another format than the target's, and the engine builds both in one"
-
-
-NVFP4_LEFT_OUT = {
-    "sglang": "SGLang builds a draft of FP4 experts beside NVFP4 ones with a method for Blackwell, on every GPU",
-    "vllm": "a draft of FP4 experts beside NVFP4 ones is not verified",
-}
-"""Why files of NVFP4 experts have no draft, by engine."""
-
-_NO_DSPARK_VERSIONS = ("0.25.0",)
-"""Versions of vLLM whose DSpark classes were not run."""
-
-
-def left_out_draft(context: Context) -> str | None:
-    """Why the files of SGLang and vLLM leave out the MTP blocks; None if they hold them."""
-    inventory, version = context.inventory, context.deployment.version
-    at, experts = context.deployment, context.config.experts_in(Stage.MTP)
-    if at.redundant_experts and experts % at.ep:
-        return f"SGLang's draft has no redundant experts, and its {experts} do not divide by EP {at.ep}"
-    if inventory.draft.dspark and version in _NO_DSPARK_VERSIONS:
-        return f"DSpark's own classes were not run in version {version}"
-    if context.deployment.experts == NVFP4 and context.deployment.engine in NVFP4_LEFT_OUT:
-        return NVFP4_LEFT_OUT[context.deployment.engine]
-    if inventory.draft.dspark and needs_other_head(context):
-        return "with attention DP, SGLang runs DSpark only with --enable-dp-lm-head: plan with --dp-lm-head"
-    if not inventory.is_draft_known:
-        return "the draft is of a format that is not known"
-    return FORMAT_LEFT_OUT if inventory.draft_difference else None
-
-
-KNOWN_DRAFT_RULE = Requires(
-    "draft-format", Module.MTP, lambda c: c.inventory.is_draft_known,
-    "the folders hold the draft's tensors too, and these are of a format that is not known", consequence=NOT_VERIFIED,
-    fatal=True, remedies=tuple(for_engine(name, ", whose files hold the target alone") for name in ("sglang", "vllm")),
-)  # fmt: skip
-"""Rule of layouts that hold every tensor of the checkpoint."""
-
-
-def needs_other_head(context: Context) -> bool:
-    """Whether SGLang refuses DSpark with the deployment's head: `DSpark with dp attention requires ...`."""
-    at = context.deployment
-    return at.engine == "sglang" and at.dp > 1 and not at.dp_lm_head
-
-
-def draft_blocks(context: Context) -> int:
-    """Number of MTP blocks, or DSpark stages, that the files of SGLang and vLLM hold as a draft model."""
-    return 0 if left_out_draft(context) else context.inventory.draft.blocks
-
-
-def is_dspark(stage: Stage, context: Context) -> bool:
-    """Whether a tensor of `stage` is of a DSpark draft."""
-    return stage is Stage.MTP and context.inventory.draft.dspark
-
-
-def is_left_out(stage: Stage, context: Context) -> bool:
-    """Whether the raw layouts of SGLang and vLLM leave out the tensors of `stage`."""
-    return stage is Stage.MTP and left_out_draft(context) is not None
-
-
-def draft_losses(context: Context) -> tuple[Loss, ...]:
-    """The draft model, if the rank files of SGLang and vLLM leave it out."""
-    inventory, reason = context.inventory, left_out_draft(context)
-    if reason is None or not inventory.draft.blocks:
-        return ()
-    nbytes = sum(group.nbytes * count for group, count in inventory.groups.items() if group.stage is Stage.MTP)
-    return (Loss("DSpark" if inventory.draft.dspark else "the draft model", nbytes, reason),)
 
 
 ADDED_IN_PARTS = (
@@ -171,14 +102,11 @@ NO_CAST_RULE = Requires(
     remedies=(leave_out("expert_dtype"), for_engine("reference", ", which alone casts experts")),
 )  # fmt: skip
 
-NVFP4_RULE = "nvfp4"
-"""Name of the NVFP4 rule. Node folders do not have it, since they copy the experts unchanged."""
-
 
 def nvfp4_rule(reason: str, consequence: str = NOT_VERIFIED) -> Requires:
     """Rule: no NVFP4 experts, since it is not known how the engine's classes hold them."""
     return Requires(
-        NVFP4_RULE, Module.ROUTED, lambda c: c.inventory.routed.name != NVFP4, reason, consequence=consequence,
+        "nvfp4", Module.ROUTED, lambda c: c.inventory.routed.name != NVFP4, reason, consequence=consequence,
         remedies=(for_engine("node", ", which keeps the checkpoint's tensors as they are"),), fatal=True,
     )  # fmt: skip
 

@@ -12,6 +12,7 @@ from math import gcd
 from dsv4_shard.catalog.options import VERSIONS
 from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.deployment import Context, Deployment, Request, resolve
+from dsv4_shard.engines.drafts import DRAFT_OPTION_RULE
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.launch import Command, Launch, Options
 from dsv4_shard.engines.parallelism import Pairs, divisors, ep_option, pairs
@@ -64,6 +65,7 @@ RULES: tuple[Rule, ...] = (
         "--runner and --a2a are not known for TensorRT-LLM", consequence=NO_OPTION,
         remedies=(leave_out("runner", "a2a"),), fatal=True,
     ),
+    DRAFT_OPTION_RULE,
     SGLANG_OPTIONS_RULE,
     Requires(
         "attention-dp", Module.ATTENTION, lambda c: c.deployment.dp in (1, c.deployment.tp),

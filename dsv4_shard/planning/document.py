@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PrivateAttr
 
+from dsv4_shard.catalog.options import NO_DRAFT
 from dsv4_shard.checkpoint import Origin
 from dsv4_shard.engines import Request, Verdict
 from dsv4_shard.models import Module
@@ -71,6 +72,11 @@ class Plan(Document):
     def feasible(self) -> bool:
         """Whether no rule breaks, so that shards can be written if the engine has files."""
         return not self.breaches
+
+    @property
+    def serves_draft(self) -> bool:
+        """Whether commands, memory and KV cache include the draft model."""
+        return self.request.draft not in (None, NO_DRAFT)
 
     @property
     def way(self) -> PlanWay | None:

@@ -15,7 +15,8 @@ class DeploymentDocument(Document):
     `experts` is the format in which the engine holds the routed experts. `a2a` is the all-to-all backend, None without
     one. `gpu` is None if no GPU is named. `version` is the version of the engine. `dp_lm_head`: SGLang is asked to cut
     the head over attention TP, and not over TP. `redundant_experts` are its slots of a layer beyond one for each
-    expert; `expert_locations` names the order of experts in the slots, with the SHA-256 of a map.
+    expert; `expert_locations` names the order of experts in the slots, with the SHA-256 of a map. `draft` is the draft
+    model that is asked for: mtp, dspark or none; None if the request does not say.
     """
 
     engine: str
@@ -36,6 +37,7 @@ class DeploymentDocument(Document):
     dp_lm_head: bool = False
     redundant_experts: int = 0
     expert_locations: str = "identity"
+    draft: str | None = None
 
     @classmethod
     def of(cls, deployment: Deployment) -> "DeploymentDocument":

@@ -27,12 +27,14 @@ def _sizes(gpus: int) -> Iterator[int]:
 def _variations(engine: Engine, request: Request, world: int) -> Iterator[Request]:
     """Yield requests for `world` GPUs near `request`, nearest first.
 
-    Requests with similar DP and EP and the same other options come before those with the engine's own choices.
+    Requests with similar DP and EP and the same other options come before those with the engine's own choices, and
+    these before those without the draft model.
     """
     for dp, ep in _pairs(engine, request, world):
         nodes = request.nodes if engine.by_node and request.nodes and world % request.nodes == 0 else None
         same = replace(request, tp=engine.tp_on(world, dp), dp=dp, ep=ep_option(ep), nodes=nodes)
-        yield from dict.fromkeys((same, replace(same, runner=None, a2a=None, shared_experts="auto")))
+        own = replace(same, runner=None, a2a=None, shared_experts="auto")
+        yield from dict.fromkeys((same, own, replace(own, draft=None)))
 
 
 def _pairs(engine: Engine, request: Request, world: int) -> list[tuple[int, int]]:

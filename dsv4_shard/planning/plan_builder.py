@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from dsv4_shard.catalog.options import NO_DRAFT
 from dsv4_shard.checkpoint import Checkpoint, Inventory, origin_of, refuse_errors
 from dsv4_shard.engines import ASSUMED_GPU, Deployment, Request, Verdict, engine_for, pick_nodes
 from dsv4_shard.errors import InfeasiblePlan, LayoutNotVerified
@@ -113,6 +114,8 @@ def folder_of(inventory: Inventory, request: Request, deployment: Deployment, la
         ("dphead", deployment.head_group == "attention"),
         (f"red{deployment.redundant_experts}", deployment.redundant_experts),
         (f"map-{deployment.expert_locations[-32:-24]}", deployment.locations),
+        ("nodraft", deployment.draft == NO_DRAFT),
+        ("draft", engine.by_node and deployment.serves_draft),
         (deployment.a2a, deployment.a2a),
         (deployment.runner, deployment.runner != own.runner),
         (deployment.shared, deployment.shared != own.shared),

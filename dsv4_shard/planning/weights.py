@@ -113,6 +113,13 @@ def totals_of(weights: Sequence[GroupLoad], context: Context, beyond: tuple[int,
 
 
 def weights_of(totals: PlanTotals, deployment: Deployment) -> int:
-    """Bytes of weights on the heaviest rank: the target, plus the draft if the engine has both in one model."""
-    both = find_engine(deployment.engine).draft_in_model
-    return totals.target_bytes_per_rank_max + (totals.draft_bytes_per_rank if both else 0)
+    """Bytes of weights on the heaviest rank: the target, plus the draft if it is served, or in one model with it.
+
+    A draft served by its own is counted without the copies of embedding and head that vLLM replaces by the target's.
+    """
+    draft = 0
+    if find_engine(deployment.engine).draft_in_model:
+        draft = totals.draft_bytes_per_rank
+    elif deployment.serves_draft:
+        draft = totals.draft_bytes_per_rank - totals.other_draft_bytes_per_rank
+    return totals.target_bytes_per_rank_max + draft

@@ -27,7 +27,8 @@ def facts_of(plan: Plan) -> Iterator[Fact]:
         if totals.padding_bytes_per_rank:
             yield "Padding per GPU", gib(totals.padding_bytes_per_rank), "within the weights"
         if totals.draft_bytes_per_rank and not find_engine(plan.deployment.engine).draft_in_model:
-            yield "MTP draft model", gib(totals.draft_bytes_per_rank), "more per GPU, if loaded"
+            note = "per GPU, within the weights" if plan.serves_draft and memory else "more per GPU, if loaded"
+            yield "MTP draft model", gib(totals.draft_bytes_per_rank), note
     yield from _host_facts(plan.host)
 
 

@@ -16,7 +16,7 @@ from dsv4_shard.planning import read_plan
 from dsv4_shard.sharding.header_archive import SKELETON_NAME, write_skeleton
 from dsv4_shard.sharding.manifest import PLAN_NAME
 from dsv4_shard.sharding.model_card import SOURCE_CARD, model_card
-from dsv4_shard.sharding.recipe import Recipe
+from dsv4_shard.sharding.recipe import OutputFile, Recipe
 from dsv4_shard.sharding.statement import is_statement
 from dsv4_shard.sources.base import Source
 from dsv4_shard.sources.checkpoint_files import CARD_FILE, CONFIG_FILE, INDEX_FILE
@@ -120,7 +120,9 @@ class Companions:
             return release | folder | card | own
         legal = {name: raw for name, raw in release.items() if is_legal(name) and "/" not in name}
         inner = {each + name: raw for each in self.folders.values() for name, raw in (release | folder | card).items()}
-        indexes = {each + INDEX_FILE: _index(self.recipe, rank) for rank, each in self.folders.items()}
+        indexes = {
+            name: raw for rank, each in self.folders.items() for name, raw in _indexes(self.recipe, rank, each).items()
+        }
         return legal | inner | indexes | card | own
 
 
@@ -129,7 +131,8 @@ def carried_by(names: Iterable[str], checkpoint: Checkpoint, layout: Layout, con
     folder = layout.file_name(0, 0, context.deployment) if layout.by_node else ""
     inner = {name.removeprefix(folder) for name in names if name.startswith(folder) and not is_statement(name)}
     copies = {name for name, original in layout.copied(context).items() if name != original and original in inner}
-    own = {*_OWN, CARD_FILE, *copies, *layout.companions(checkpoint.document, context)} - {SOURCE_CARD}
+    indexes = {f"{inner_folder}/{INDEX_FILE}" for inner_folder in folders_of(copies)}
+    own = {*_OWN, CARD_FILE, *copies, *indexes, *layout.companions(checkpoint.document, context)} - {SOURCE_CARD}
     return {CARD_FILE if name == SOURCE_CARD else name: folder + name for name in sorted(inner - own)}
 
 
@@ -144,9 +147,18 @@ def _name_in_result(name: str) -> str:
     return SOURCE_CARD if name == CARD_FILE else name
 
 
-def _index(recipe: Recipe, rank: int) -> bytes:
-    """model.safetensors.index.json for the folder of one rank."""
-    files = [file for file in recipe.files if rank in file.ranks]
+def _indexes(recipe: Recipe, rank: int, folder: str) -> dict[str, bytes]:
+    """model.safetensors.index.json for the folder of one rank, and for each folder in it that has weight files."""
+    folders: dict[str, list[OutputFile]] = {}
+    for file in recipe.files:
+        if rank in file.ranks:
+            own = next(name for name in (file.name, *file.links) if name.startswith(folder))
+            folders.setdefault(own[: own.rindex("/") + 1], []).append(file)
+    return {inner + INDEX_FILE: _index(files) for inner, files in folders.items()}
+
+
+def _index(files: list[OutputFile]) -> bytes:
+    """The index of weight files that lie in one folder."""
     plain = [json.dumps(PurePath(file.name).name) for file in files]
     weight_map = {name: where for where, file in zip(plain, files, strict=True) for name in file.tensors}
     total = sum(info.nbytes for file in files for info in file.tensors.values())

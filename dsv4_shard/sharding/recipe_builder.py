@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.engines import (
+    DRAFT_FOLDER,
     Constant,
     Context,
     Engine,
@@ -434,7 +435,7 @@ class _Maker:
         self, tensor: Tensor, where: TensorName, kept: TargetTensor, placement: Placement, owners: range
     ) -> _RankSpread:
         """The cuts of `tensor` and their ranks among `owners`. Equal tensors share one object."""
-        shares = self._shares and not isinstance(placement, Expert) and kept.file not in self._mixed
+        shares = self._shares and not isinstance(placement, Expert) and _original(kept.file) not in self._mixed
         key = (tensor.dtype, tensor.shape, where.role, where.part, kept.repeat, owners, shares)
         if key not in self._rank_spreads:
             self._rank_spreads[key] = self._new_spread(tensor, where, kept, placement, owners, shares)
@@ -482,7 +483,7 @@ class _Maker:
             own = self._files.count(FileKey(key.folder, rank)) if is_shared else 0
             name = self._layout.file_name(rank, own + key.part, self._context.deployment)
             names.append(key.folder + name + key.file)
-        source = key.file if self._is_whole(key) else ""
+        source = _original(key.file) if self._is_whole(key) else ""
         if source:
             header, tensors = _header_of(self._checkpoint, source, self._members[source])
         else:
@@ -499,7 +500,9 @@ class _Maker:
         """Whether an output file has all tensors of the checkpoint file of that name, unchanged, names included."""
         if self._checkpoint.dialect != NATIVE:
             return False
-        there = {tensor.name: _Output(tensor.dtype, tensor.shape) for tensor in self._members.get(key.file, ())}
+        there = {
+            tensor.name: _Output(tensor.dtype, tensor.shape) for tensor in self._members.get(_original(key.file), ())
+        }
         return bool(key.file) and there == {n: output._replace(runs=()) for n, output in self._outputs[key].items()}
 
     def _metadata(self, key: FileKey) -> dict[str, str]:
@@ -515,6 +518,11 @@ class _Maker:
             scale = self._checkpoint.tensors[scale_name(tensor.name)] if is_weight else None
             return Step(tensor, landings, transform=TRANSFORMS[batch.kept.transform], scale=scale, part=part)
         return Step(tensor, landings, batch.conversion, batch.kept.repeat, batch.fill, part=part)
+
+
+def _original(file: str) -> str:
+    """The checkpoint's file with the tensors of a file; a draft's is in a folder of its own."""
+    return file.removeprefix(DRAFT_FOLDER)
 
 
 def _file_of(batch: _Batch, rank: int) -> FileKey:

@@ -53,6 +53,8 @@ ANSWERS = {
     "--trust-remote-code": ("no code of a checkpoint is run here", "Leave it out."),
     "--kv-cache-dtype": ("plans take the engine's own format of the KV cache", "Leave it out."),
     "--quantization": ("the formats are those of the checkpoint", "Leave it out; --expert-dtype casts experts."),
+    "--speculative-algorithm": ("--draft names the draft model", "Write --draft mtp (EAGLE) or --draft dspark."),
+    "--speculative-config": ("--draft names the draft model", "Write --draft mtp or --draft dspark."),
     "--load-format": ("the launch commands of a plan have it", "Leave it out."),
 }
 """Option of an engine → why there is none here, and what to write."""

@@ -34,6 +34,8 @@ def cache_of(model: str, **wanted: Any) -> Cache | None:
     return engine_for(context.deployment.engine, context.inventory.family).kv_cache(context)
 
 
+RELEASES = {"pro": PRO, "flash-0731": "DeepSeek-V4-Flash-0731", "pro-0813": "DeepSeek-V4-Pro-0813"}
+
 RATIOS = {
     "few": (0, 4, 128, 4, 128, 4),
     "even": (4, 128) * 6,
@@ -45,12 +47,13 @@ RATIOS = {
 
 def asked_cache(engine: str, asked: dict[str, Any]) -> Cache:
     """The cache of a deployment that the engine was asked about; layouts that break other rules included."""
-    context = context_of(PRO if asked["model"] == "pro" else FLASH, engine=engine, tp=1, gpu=asked["gpu"])
+    context = context_of(RELEASES.get(asked["model"], FLASH), engine=engine, tp=1, gpu=asked["gpu"])
     config = context.v4
     if asked["model"] in RATIOS:
         ratios = RATIOS[asked["model"]]
         config = config.model_copy(update={"compress_ratios": ratios, "num_hidden_layers": len(ratios)})
-    deployment = replace(context.deployment, **{key: asked[key] for key in ("tp", "ep", "dp", "a2a")})
+    options: dict[str, Any] = {key: asked.get(key) for key in ("tp", "ep", "dp", "a2a", "draft")}
+    deployment = replace(context.deployment, **options)
     cache = engine_for(engine, context.inventory.family).kv_cache(
         Context(replace(context.inventory, config=config), deployment)
     )
@@ -131,7 +134,12 @@ def test_sglangs_share_and_pools_are_those_of_its_own_code(answer: dict[str, Any
     assert float(cache.pool.token) == pytest.approx(answer["bytes_per_full_token"], rel=1e-9)
     assert cache.pool.chunk == answer["chunked_prefill_size"]
     assert cache.pool.requests == answer["max_running_requests"] // answer["asked"]["dp"]
-    for budget, (tokens, windows) in answer["pools"].items():
+    assert cache.pool.slots == answer["window_slots"]
+    for budget, pool in answer["pools"].items():
+        if pool is None:  # refused: not even a window's slots
+            assert cache.pool.needs(1) > int(budget) * GIB
+            continue
+        tokens, windows = pool
         assert cache.pool.tokens(int(budget) * GIB, 4096) == tokens
         assert int(tokens * sglang.WINDOW_RATIO) // sglang.PAGE * sglang.PAGE == windows
 

@@ -462,6 +462,7 @@ def test_the_reference_takes_an_fp8_re_release_as_it_is() -> None:
 
 
 DRAFTS: dict[str, Callable[[Tensors], Tensors]] = {
+    "none": lambda tensors: {},
     "FP8": to_fp8_experts,
     "INT8": lambda tensors: exported(tensors, EXPORTS["ModelSlim"]),
 }
@@ -527,6 +528,15 @@ BROKEN_RULES = [
     ("sglang", "shared-blocks", {"tp": 16, "shared_experts": "split"}, {}),
     ("sglang", "quantized-moe", {"tp": 16, "shared_experts": "split", "runner": "marlin"}, {}),
     ("sglang", "quantized-moe", {"tp": 7, "shared_experts": "whole"}, {}),
+    ("sglang", "draft", {"tp": 8, "draft": "mtp"}, {"draft": "none"}),
+    ("sglang", "draft-dspark", {"tp": 8, "draft": "dspark"}, {}),
+    ("sglang", "draft-experts", {"tp": 8, "ep": 8, "redundant_experts": 4, "draft": "mtp"}, {"n_routed_experts": 12}),
+    ("sglang", "draft-known", {"tp": 8, "draft": "mtp"}, {"draft": "INT8"}),
+    ("sglang", "draft-experts-format", {"tp": 8, "draft": "mtp"}, {"draft": "FP8"}),
+    ("vllm", "draft", {"tp": 8, "draft": "mtp"}, {"draft": "none"}),
+    ("vllm", "draft-dspark", {"tp": 8, "draft": "dspark"}, {}),
+    ("vllm", "draft-known", {"tp": 8, "draft": "mtp"}, {"draft": "INT8"}),
+    ("vllm", "draft-experts-format", {"tp": 8, "draft": "mtp"}, {"draft": "FP8"}),
     ("vllm", "nodes", {"tp": 8, "nodes": 3}, {}),
     ("vllm", "version", {"tp": 8, "engine_version": "0.24.0"}, {}),
     ("vllm", "broken-version", {"tp": 8, "engine_version": "0.26.0"}, {}),
@@ -564,6 +574,7 @@ BROKEN_RULES = [
     ("trtllm", "options", {"tp": 8, "runner": "marlin"}, {}),
     ("trtllm", "options", {"tp": 8, "a2a": "deepep"}, {}),
     ("trtllm", "sglang-options", {"tp": 8, "dp_lm_head": True}, {}),
+    ("trtllm", "draft-option", {"tp": 8, "draft": "mtp"}, {}),
     ("trtllm", "attention-dp", {"tp": 8, "dp": 2}, {}),
     ("trtllm", "ep", {"tp": 8, "ep": 3}, {}),
     ("trtllm", "shared-way", {"tp": 8, "shared_experts": "pad"}, {}),
@@ -581,6 +592,7 @@ BROKEN_RULES = [
     ("reference", "options", {"tp": 8, "runner": "marlin"}, {}),
     ("reference", "options", {"tp": 8, "a2a": "deepep"}, {}),
     ("reference", "sglang-options", {"tp": 8, "dp_lm_head": True}, {}),
+    ("reference", "draft-option", {"tp": 8, "draft": "none"}, {}),
     ("reference", "shared-way", {"tp": 8, "shared_experts": "split"}, {}),
     ("reference", "shared-way", {"tp": 8, "shared_experts": "pad"}, {}),
     ("reference", "expert-dtype", {"tp": 8, "expert_dtype": "fp4"}, {"fp8": True, "expert_dtype": "fp8"}),
@@ -663,7 +675,13 @@ def test_o_a_that_is_not_fp8_is_refused_for_vllm() -> None:
     assert "BF16" in breaches[0].reason
 
 
-_OF_NVFP4 = {"sglang": {"nvfp4-runner", "nvfp4-a2a"}, "vllm": {"nvfp4-backend"}}
+_OF_NVFP4 = {
+    "sglang": {"nvfp4-runner", "nvfp4-a2a", "draft-nvfp4"},
+    "vllm": {"nvfp4-backend", "draft-nvfp4"},
+    "node": set[str](),
+}
+
+_OF_DSPARK = {"sglang": {"draft-mtp", "dspark-head", "dspark-a2a"}, "vllm": {"draft-mtp", "dspark-version"}}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -672,6 +690,7 @@ def test_there_is_a_case_for_every_rule(engine: str) -> None:
     tested |= {"o_a-format"} if engine == "vllm" else {"o_a-decoding"} if engine != "trtllm" else set()
     tested |= {rule.name for rule in find_engine("sglang").rules} if engine == "node" else set()
     tested |= _OF_NVFP4.get(engine, {"nvfp4"})  # tests/models/test_nvfp4.py
+    tested |= _OF_DSPARK.get(engine, set())  # tests/planning/test_draft_option.py
     assert {rule.name for rule in find_engine(engine).rules} == tested
 
 

@@ -11,6 +11,7 @@ from dsv4_shard.catalog.options import VERSIONS
 from dsv4_shard.checkpoint import Inventory
 from dsv4_shard.engines.defaults import assume_bound
 from dsv4_shard.engines.deployment import ANY_ENGINE, Context, Deployment, Request, resolve
+from dsv4_shard.engines.drafts import NODE_DRAFT_RULES
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.node.known_family import EP_RULE, NodeLayout, folders_notes
 from dsv4_shard.engines.parallelism import dp_alone
@@ -20,7 +21,6 @@ from dsv4_shard.engines.rules import NOT_VERIFIED, Divides, Requires, Rule, Symp
 from dsv4_shard.engines.shared_rules import (
     EXPERTS,
     EXPERTS_RULE,
-    KNOWN_DRAFT_RULE,
     NO_CAST_RULE,
     NODES_RULE,
     SGLANG_OPTIONS_RULE,
@@ -49,7 +49,7 @@ RULES: tuple[Rule, ...] = (
         remedies=(leave_out("runner", "a2a", "shared_experts", "engine_version"),),
     ),
     SGLANG_OPTIONS_RULE,
-    KNOWN_DRAFT_RULE,
+    *NODE_DRAFT_RULES,
     NODES_RULE,
     NO_CAST_RULE,
     Divides(

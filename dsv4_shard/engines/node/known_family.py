@@ -10,20 +10,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dsv4_shard.catalog.gpus import GPUS
-from dsv4_shard.catalog.options import VERSIONS
-from dsv4_shard.checkpoint import NVFP4, Inventory
+from dsv4_shard.catalog.options import NO_DRAFT, VERSIONS
+from dsv4_shard.checkpoint import Inventory
 from dsv4_shard.engines.deployment import Context, Deployment, Request
+from dsv4_shard.engines.drafts import KNOWN_DRAFT_RULE
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.launch import NODE_RANK, Launch, Options
-from dsv4_shard.engines.layout import Constant, Disposition, TargetTensor
+from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parallelism import dp_alone
-from dsv4_shard.engines.parameters import TOKENIZER_FILES
-from dsv4_shard.engines.remedies import MORE_NODES, for_engine, leave_out
-from dsv4_shard.engines.rules import NOT_VERIFIED, Requires
-from dsv4_shard.engines.sglang.launch import MODEL_PATH
+from dsv4_shard.engines.parameters import DRAFT_FOLDER, TOKENIZER_FILES
+from dsv4_shard.engines.remedies import for_engine, leave_out
+from dsv4_shard.engines.rules import Requires
+from dsv4_shard.engines.sglang.launch import DRAFT_PATH, MODEL_PATH
 from dsv4_shard.engines.sglang.v3 import SGLANG_V3
 from dsv4_shard.engines.sglang.v4 import SGLANG
-from dsv4_shard.engines.shared_rules import KNOWN_DRAFT_RULE, NVFP4_RULE
 from dsv4_shard.engines.vllm import v4 as vllm
 from dsv4_shard.engines.vllm.v3 import VLLM_V3
 from dsv4_shard.models import Module, Part, Stage, TensorName
@@ -36,14 +36,6 @@ EP_RULE = Requires(
     consequence="experts would be cut over GPUs of several nodes, or be missing", fatal=True,
     remedies=(leave_out("ep"), for_engine("sglang", ", whose rank files serve every MoE TP")),
 )  # fmt: skip
-
-_NVFP4_RULE = Requires(
-    NVFP4_RULE, Module.ROUTED, lambda c: c.inventory.routed.name != NVFP4 or c.deployment.nodes > 1,
-    "SGLang's own classes were not run with NVFP4 experts, and one node needs no folder of its own",
-    consequence=NOT_VERIFIED, fatal=True, remedies=(MORE_NODES,),
-)  # fmt: skip
-"""The folders keep NVFP4 experts unchanged; how an engine serves them is not verified."""
-
 
 _PLACES_RULE = Requires(
     "node-places", Module.ROUTED, lambda c: not (c.deployment.redundant_experts or c.deployment.locations),
@@ -66,11 +58,16 @@ class NodeLayout:
         return folder_of(rank)
 
     def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
-        """The tensor unchanged, in its original file.
+        """The tensor unchanged, in its original file; those of a draft that is asked for in a folder of their own.
 
         Every node has the input scales of all NVFP4 experts, since engines read those of all on every rank.
         """
-        return (TargetTensor("", tensor.dtype, file=tensor.file, everywhere=name.part is Part.INPUT_SCALE),)
+        file, draft = tensor.file, context.deployment.draft
+        if name.stage is Stage.MTP and draft == NO_DRAFT:
+            return LeftOut(f"left out by --draft {NO_DRAFT}")
+        if name.stage is Stage.MTP and draft is not None:
+            file = DRAFT_FOLDER + file
+        return (TargetTensor("", tensor.dtype, file=file, everywhere=name.part is Part.INPUT_SCALE),)
 
     def refusal(self, context: Context) -> str | None:
         """Refuse a single node: it needs the whole checkpoint."""
@@ -97,8 +94,10 @@ class NodeLayout:
         return {}
 
     def copied(self, context: Context) -> dict[str, str]:
-        """Config and tokenizer, for each folder."""
-        return {name: name for name in (CONFIG_FILE, *TOKENIZER_FILES)}
+        """Config and tokenizer, for each folder, and for that of a draft."""
+        names = {name: name for name in (CONFIG_FILE, *TOKENIZER_FILES)}
+        drafts = {DRAFT_FOLDER + name: name for name in names} if context.deployment.serves_draft else {}
+        return names | drafts
 
 
 def folder_of(node: int) -> str:
@@ -111,9 +110,6 @@ def folders_notes(context: Context) -> tuple[str, ...]:
     deployment = context.deployment
     if deployment.nodes == 1:
         return ()
-    nvfp4 = (
-        "NVFP4 experts are copied whole, with all of their scales. SGLang chooses the runner for them: not verified",
-    )
     dense, experts = _nbytes(context)
     each = dense + experts // deployment.nodes
     return (
@@ -123,7 +119,6 @@ def folders_notes(context: Context) -> tuple[str, ...]:
         "notices a missing expert, so start each node on its own folder",
         "files that a node gets whole are hard links to the checkpoint's own where both are on one file system: "
         "editing the checkpoint in place edits the folders; deleting it frees no room that they use",
-        *(nvfp4 if deployment.experts == NVFP4 else ()),
     )
 
 
@@ -146,8 +141,10 @@ class Subsets:
             return self.serving.launch(context, model_path, False)
         folders = [f"{model_path}/{folder_of(node)}".rstrip("/") for node in range(context.deployment.nodes)]
         start = self.serving.launch(context, folders[0], False)
-        own: list[Options] = [{MODEL_PATH: folder} for folder in folders[1:]]
-        options = zip(start.node_options, [{}, *own], strict=True)
+        own: list[Options] = [_paths(folder, context) for folder in folders]
+        if start.program is not None:
+            start = replace(start, program=replace(start.program, options=start.program.options | own[0]))
+        options = zip(start.node_options, [{}, *own[1:]], strict=True)
         return replace(start, node_options=tuple(folder | others for others, folder in options))
 
     def notes(self, context: Context) -> tuple[str, ...]:
@@ -195,7 +192,6 @@ class Subsets:
                 EP_RULE,
                 _PLACES_RULE,
                 KNOWN_DRAFT_RULE,
-                _NVFP4_RULE,
                 *self.serving.rules,
             ),
             place=self.serving.place,
@@ -206,6 +202,12 @@ class Subsets:
             changes=self.serving.changes,
             layout=NodeLayout(),
         )
+
+
+def _paths(folder: str, context: Context) -> Options:
+    """The options of a node that name its folder, and that of the draft model in it."""
+    draft = {DRAFT_PATH: f"{folder}/{DRAFT_FOLDER.rstrip('/')}"} if context.deployment.serves_draft else {}
+    return {MODEL_PATH: folder, **draft}
 
 
 def _experts(context: Context) -> str:

@@ -16,6 +16,7 @@ from dsv4_shard.catalog.options import RUNNERS, VERSIONS
 from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import added_up_in_f32
 from dsv4_shard.engines.deployment import Context, Deployment, Request, resolve
+from dsv4_shard.engines.drafts import DRAFT_OPTION_RULE
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.host_memory import REFERENCE_HOST
 from dsv4_shard.engines.launch import FIRST_NODE, NODE_RANK, Command, Launch, Options, node_ranks
@@ -98,6 +99,7 @@ ONE_WAY_RULES: tuple[Rule, ...] = (
         "dp", Module.ATTENTION, lambda c: c.deployment.dp == 1, "the reference has no attention DP",
         consequence=NO_OPTION, remedies=(NO_DP,), fatal=True,
     ),
+    DRAFT_OPTION_RULE,
     SGLANG_OPTIONS_RULE,
 )  # fmt: skip
 """Rules of all generations: none has attention DP, and none cuts a routed expert."""

@@ -10,6 +10,7 @@ import struct
 from dsv4_shard.catalog.sms import SM_10X
 from dsv4_shard.checkpoint import NVFP4
 from dsv4_shard.engines.deployment import Context, Deployment
+from dsv4_shard.engines.drafts import draft_blocks, is_dspark, left_out_draft
 from dsv4_shard.engines.expert_locations import IDENTITY
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parameters import DRAFT_FOLDER, Parameter, model_files, rank_file_name
@@ -18,7 +19,6 @@ from dsv4_shard.engines.sglang.launch import environment_of, is_stock
 from dsv4_shard.engines.sglang.parameters import keeps_o_a_fp8, parameter_dtype
 from dsv4_shard.engines.sglang.rules import VERSION
 from dsv4_shard.engines.sglang.runners import Runner, runner_of
-from dsv4_shard.engines.shared_rules import draft_blocks, is_dspark, left_out_draft
 from dsv4_shard.models import Part, Role, Stage, TensorName
 from dsv4_shard.tensors.header import Tensor
 

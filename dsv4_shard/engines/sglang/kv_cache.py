@@ -4,7 +4,8 @@ Formulas: `arg_groups/memory_hook.py` (`handle_gpu_memory_settings`, `reserve_fo
 `reserve_for_deepep_a2a_mb`) for the share; `model_executor/pool_configurator.py` (`DSV4PoolConfigurator`,
 `compute_swa_request_cap`) and `mem_cache/deepseek_v4_memory_pool.py` for the pools;
 `mem_cache/kv_cache_configurator.py` (`_profile_available_bytes`) for the room. `arg_groups/model_overrides/deepseek_v4`
-sets the ratio of the windows and the page size, `deepseek_v4_hook` the requests. Speculative decoding is off.
+sets the ratio of the windows and the page size, `deepseek_v4_hook` the requests. With a draft model, of one block or
+three, SGLang counts one layer more, and makes the rings of states twice as long.
 """
 
 from dataclasses import dataclass
@@ -42,8 +43,17 @@ _MAX_REQUESTS = 256
 _EVICTION_TOKENS = 128
 """SGLANG_SWA_EVICTION_INTERVAL."""
 
-_RING = 8
-"""Rows of uncompressed states per page of windows, of layers of ratio 4."""
+
+@dataclass(frozen=True, slots=True)
+class _Ring:
+    """States that are not compressed yet: rows per page of windows (ratio 4), and per request (ratio 128)."""
+
+    short: int
+    long: int
+
+
+_RINGS = {False: _Ring(8, 128), True: _Ring(16, 256)}
+"""Without a draft model, and with one (`get_compress_state_ring_size`)."""
 
 BEFORE = Bounds(int(1.2 * GIB), int(1.4 * GIB), 2 * GIB)
 """CUDA context and communicators. Logs: 93.58 of 95.00 GiB on H20, 77.80 of 79.18 on H800."""
@@ -67,25 +77,47 @@ def cache_of(context: Context) -> Cache | None:
     ratios = config.compress_ratios[: config.num_hidden_layers]
     row, head, index = latent_row(config), config.head_dim, config.index_head_dim
     fours, longs = ratios.count(OVERLAP_RATIO), ratios.count(128)
-    states = Fraction(_RING, PAGE) * 16 * (head + index)
+    ring = _RINGS[deployment.serves_draft]
+    states = Fraction(ring.short, PAGE) * 16 * (head + index)
     window = _padded_row(PAGE, row) * len(ratios) + states * fours
     compressed = fours * (_padded_row(PAGE // 4, row) + indexer_row(index)) / 4
     compressed += longs * _padded_row(PAGE // 128, row) / 128
     requests = _MAX_REQUESTS // deployment.dp or 1
-    state_rows = up_to((requests + 1) * 128 + 128 + 1, 128)
+    state_rows = up_to((requests + 1) * ring.long + ring.long + 1, 128)
+    drafted = _drafted_tokens(context)
+    more = Fraction(len(ratios) + 1, len(ratios)) if drafted else 1
     return Cache(
         OPTION,
         default_share(deployment),
         BEFORE,
         BESIDE,
         SglangPool(
-            token=WINDOW_RATIO * window + compressed,
+            token=(WINDOW_RATIO * window + compressed) * more,
             fixed=state_rows * 2 * head * 4 * longs,
             requests=requests,
-            window=config.sliding_window,
+            slots=_window_slots(config.sliding_window, drafted),
             chunk=prefill_tokens(deployment.gpu, deployment.dp, PAGE) // deployment.dp,
         ),
     )
+
+
+EAGLE_TOKENS = 4
+"""`--speculative-num-draft-tokens` of the launch commands."""
+
+
+def _drafted_tokens(context: Context) -> int:
+    """`speculative_num_draft_tokens`; 0 without a draft model. DSpark verifies one more than the block it drafts."""
+    if not context.deployment.serves_draft:
+        return 0
+    return context.v4.dspark_block_size + 1 if context.inventory.draft.dspark else EAGLE_TOKENS
+
+
+def _window_slots(window: int, drafted: int) -> int:
+    """Window slots of a request that decodes: its window, what is not evicted yet, a page, and what it allocates.
+
+    It allocates a page, or with a draft model the drafted tokens of two steps.
+    """
+    return window + _EVICTION_TOKENS * max(drafted, 1) + PAGE + (2 * drafted or PAGE)
 
 
 def _padded_row(rows: int, row: int) -> Fraction:
@@ -101,14 +133,14 @@ class SglangPool:
         token: Bytes of a token of the pool.
         fixed: Bytes of uncompressed states, for as many requests as SGLang admits.
         requests: Requests that SGLang admits per attention group.
-        window: Tokens of a sliding window.
+        slots: Window slots of a request that decodes.
         chunk: Tokens of a step of prefill.
     """
 
     token: Fraction
     fixed: int
     requests: int
-    window: int
+    slots: int
     chunk: int
 
     def tokens(self, room: int, length: int) -> int:
@@ -119,18 +151,13 @@ class SglangPool:
         """Sessions by whole pages, by window slots, and by the requests that SGLang admits."""
         tokens = self.tokens(room, length)
         slots = int(tokens * WINDOW_RATIO) // PAGE * PAGE - self._prefill(length)
-        return max(0, min(tokens // up_to(length, PAGE), slots // self._slots, self.requests))
+        return max(0, min(tokens // up_to(length, PAGE), slots // self.slots, self.requests))
 
     def needs(self, length: int) -> int:
         """Room for the pages of one session, or for its window slots if these need more."""
-        slots = up_to(self._slots + self._prefill(length), PAGE)
+        slots = up_to(self.slots + self._prefill(length), PAGE)
         tokens = max(up_to(length, PAGE), up_to(int(slots / WINDOW_RATIO), PAGE))
         return self.fixed + -int(-tokens * self.token // 1)
-
-    @property
-    def _slots(self) -> int:
-        """Window slots of a request that decodes: its window, what is not evicted yet, and two pages."""
-        return self.window + _EVICTION_TOKENS + 2 * PAGE
 
     def _prefill(self, length: int) -> int:
         """Window slots of a step of prefill."""

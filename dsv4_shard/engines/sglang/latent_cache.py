@@ -3,7 +3,7 @@
 Formulas: `model_executor/pool_configurator.py` (`DefaultPoolConfigurator`) and `calculate_mla_kv_cache_dim` for rows,
 `arg_groups/overrides.py` (`_dsa_kv_cache_dtype_default`, `_mla_backend_page_constraints`) for dtype and page,
 `resolve_max_num_reqs` for requests, `memory_hook.py` for the share. V3.2 also caches a key of its indexer. The room has
-the measured bounds of V4, beside copies of kv_b in BF16 (`post_load_weights`). Speculative decoding is off.
+the measured bounds of V4, beside copies of kv_b in BF16 (`post_load_weights`). Draft models were not compared.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,9 @@ def cache_of(context: Context) -> Cache | None:
     """The KV cache of a model of V3's generation; None for GPUs, versions, sizes and options that were not compared."""
     deployment, config = context.deployment, context.v3
     gpu, length = deployment.gpu, config.max_position_embeddings
-    is_compared = gpu.verified and gpu.sm in SM_90 | SM_10X | {120} and deployment.a2a in _A2A
+    is_compared = (
+        not deployment.serves_draft and gpu.verified and gpu.sm in SM_90 | SM_10X | {120} and deployment.a2a in _A2A
+    )
     if not is_compared or deployment.version != VERSIONS["sglang"][0] or length is None:
         return None
     if not is_compared_geometry(config):

@@ -6,10 +6,12 @@ from dsv4_shard.catalog.options import LOAD_FORMAT
 from dsv4_shard.catalog.sms import SM_10X, SM_90
 from dsv4_shard.checkpoint import NVFP4
 from dsv4_shard.engines.deployment import Context
+from dsv4_shard.engines.drafts import clashes_with_a2a, left_out_draft, needs_other_head
 from dsv4_shard.engines.expert_locations import IDENTITY
 from dsv4_shard.engines.launch import FIRST_NODE, NODE_RANK, Command, Launch, Options, node_ranks, settings_of
 from dsv4_shard.engines.remarks import Change
 from dsv4_shard.engines.sglang.kv_cache import (
+    EAGLE_TOKENS,
     MEGAMOE_TOKENS,
     default_prefill,
     megamoe_tokens,
@@ -17,9 +19,10 @@ from dsv4_shard.engines.sglang.kv_cache import (
     prefill_tokens,
 )
 from dsv4_shard.engines.sglang.parameters import keeps_o_a_fp8
-from dsv4_shard.engines.shared_rules import left_out_draft, needs_other_head
 
 MODEL_PATH = "--model-path"
+
+DRAFT_PATH = "--speculative-draft-model-path"
 
 
 def is_stock(context: Context) -> bool:
@@ -81,29 +84,42 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
         options["--moe-runner-backend"] = deployment.runner
     if sharded:
         options["--load-format"] = "sharded_state" if is_stock(context) else LOAD_FORMAT
+    draft = _draft_options(context, model_path, sharded)
+    if deployment.serves_draft:
+        options |= draft
     if deployment.nodes > 1:
         options |= {"--nnodes": str(deployment.nodes), NODE_RANK: "0", "--dist-init-addr": f"{FIRST_NODE}:30300"}
     return Launch(
         environment_of(context),
         Command("sglang serve", options),
         node_options=node_ranks(deployment.nodes),
-        draft_options=_draft_options(context, model_path, sharded),
+        draft_options="" if deployment.draft else " ".join(settings_of(draft)),
         needs_plugin=sharded and not is_stock(context),
     )
 
 
-def _draft_options(context: Context, model_path: str, sharded: bool) -> str:
-    """Options for the draft model. SGLang takes only EAGLE with one token a step, and DSPARK, for V4."""
-    options = "--speculative-algorithm DSPARK" + (" --enable-dp-lm-head" if needs_other_head(context) else "")
-    if not context.inventory.draft.dspark:
-        options = "--speculative-algorithm EAGLE --speculative-num-steps 3 --speculative-eagle-topk 1 "
-        options += "--speculative-num-draft-tokens 4"
-    if sharded and left_out_draft(context):
-        return ""
+_EAGLE: Options = {
+    "--speculative-algorithm": "EAGLE",
+    "--speculative-num-steps": "3",
+    "--speculative-eagle-topk": "1",
+    "--speculative-num-draft-tokens": str(EAGLE_TOKENS),
+}
+"""SGLang's options for an MTP block. It takes only EAGLE with one token a step, and DSPARK, for V4."""
+
+
+def _draft_options(context: Context, model_path: str, sharded: bool) -> Options:
+    """Options for the draft model; none where SGLang does not run it, or where the shards lack it."""
+    if clashes_with_a2a(context) or (sharded and left_out_draft(context)):
+        return {}
     if context.deployment.experts == NVFP4 and context.deployment.gpu.sm in SM_90:
-        return ""  # beside NVFP4 experts, SGLang builds the draft's with Mxfp4FlashinferTrtllmMoEMethod on every GPU
+        return {}  # beside NVFP4 experts, SGLang builds the draft's with Mxfp4FlashinferTrtllmMoEMethod on every GPU
+    options: Options = dict(_EAGLE)
+    if context.inventory.draft.dspark:
+        options = {"--speculative-algorithm": "DSPARK"}
+        options |= {"--enable-dp-lm-head": None} if needs_other_head(context) else {}
     if sharded:
-        options += f" --speculative-draft-model-path {model_path}/draft --speculative-draft-load-format {LOAD_FORMAT}"
+        options[DRAFT_PATH] = f"{model_path}/draft"
+        options["--speculative-draft-load-format"] = LOAD_FORMAT
     return options
 
 

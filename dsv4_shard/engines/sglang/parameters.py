@@ -3,10 +3,11 @@
 from dsv4_shard.catalog.sms import SM_10X
 from dsv4_shard.checkpoint import NVFP4, TensorGroup
 from dsv4_shard.engines.deployment import Context
+from dsv4_shard.engines.drafts import is_dspark, is_left_out
 from dsv4_shard.engines.nvfp4 import is_nvfp4, nvfp4_tensor
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.sglang.runners import runner_of
-from dsv4_shard.engines.shared_rules import is_dspark, is_left_out, vocab_placement
+from dsv4_shard.engines.shared_rules import vocab_placement
 from dsv4_shard.models import Part, Role, Stage
 
 

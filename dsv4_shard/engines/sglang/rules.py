@@ -7,6 +7,7 @@ from dsv4_shard.catalog.options import A2A, VERSIONS
 from dsv4_shard.catalog.sms import EVERY_SM, SM_10X, SM_90
 from dsv4_shard.checkpoint import NVFP4
 from dsv4_shard.engines.deployment import Context
+from dsv4_shard.engines.drafts import SGLANG_CONFIGURATION, draft_choices
 from dsv4_shard.engines.remedies import (
     ANY_DP,
     ANY_EP,
@@ -82,6 +83,7 @@ CHOICES: tuple[Rule, ...] = (
         "all-to-all backend {at.a2a} keeps shared experts whole",
         consequence="{engine} keeps them whole", remedies=(leave_out("shared_experts"),), fatal=True,
     ),
+    *draft_choices("sglang"),
 )  # fmt: skip
 """What SGLang cannot be asked for."""
 
@@ -171,6 +173,7 @@ CONFIGURATION_RULES = in_stage(
         consequence=f"{SILENT}does not check the map: it leaves slots uninitialised, or stops in an assertion",
         remedies=(leave_out("expert_locations"),), fatal=True,
     ),
+    *SGLANG_CONFIGURATION,
 )  # fmt: skip
 """SGLang's conditions before it builds a model of any generation.
 

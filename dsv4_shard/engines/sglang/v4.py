@@ -14,6 +14,7 @@ from dsv4_shard.catalog.options import RUNNERS as RUNNER_NAMES
 from dsv4_shard.checkpoint import NVFP4, Inventory
 from dsv4_shard.engines.bytes_sent import by_backend
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
+from dsv4_shard.engines.drafts import SGLANG_LOADING, draft_losses
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.host_memory import SGLANG_HOST
 from dsv4_shard.engines.nvfp4 import second_copy
@@ -52,7 +53,6 @@ from dsv4_shard.engines.shared_rules import (
     NO_CAST_RULE,
     O_A_DECODING_RULE,
     attention_rules,
-    draft_losses,
     vocab_rule,
 )
 from dsv4_shard.engines.stages import StartStage
@@ -113,6 +113,7 @@ RULES: tuple[Rule, ...] = (
     *in_stage(
         StartStage.LOADING,
         replace(O_A_DECODING_RULE, holds=lambda c: decodes_no_o_a(c) or O_A_DECODING_RULE.holds(c)),
+        SGLANG_LOADING,
         MARLIN_RULE,
         QUANTIZED_MOE_RULE,
     ),

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 from dsv4_shard.checkpoint import TensorGroup
 from dsv4_shard.engines.deployment import Context
+from dsv4_shard.engines.drafts import is_left_out
 from dsv4_shard.engines.engram import columns_of, equal_parts, table_parts
 from dsv4_shard.engines.placement import Placement, RankTensor, rank_tensor
 from dsv4_shard.engines.sglang import parameters
 from dsv4_shard.engines.sglang.rules import VERSION
 from dsv4_shard.engines.sglang.v4 import RULES, SGLANG
-from dsv4_shard.engines.shared_rules import is_left_out
 from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.engines.unverified import unverified_rules
 from dsv4_shard.models import V41, Part, Role, Stage, V41Config

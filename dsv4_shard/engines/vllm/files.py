@@ -11,9 +11,9 @@ import struct
 from dsv4_shard.catalog.options import VLLM_LOADER_VERSIONS
 from dsv4_shard.checkpoint import NVFP4
 from dsv4_shard.engines.deployment import Context, Deployment
+from dsv4_shard.engines.drafts import draft_blocks, is_dspark, left_out_draft
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parameters import DRAFT_FOLDER, Parameter, model_files, rank_file_name
-from dsv4_shard.engines.shared_rules import draft_blocks, is_dspark, left_out_draft
 from dsv4_shard.engines.vllm.backends import TILE, backend_of, fits, is_aligned, is_mega
 from dsv4_shard.engines.vllm.v4 import holds_all_inputs, parameter_dtype, scale_repeat
 from dsv4_shard.models import Part, Role, Stage, TensorName

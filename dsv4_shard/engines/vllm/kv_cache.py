@@ -4,7 +4,7 @@ Formulas: `models/deepseek_v4/{attention,compressor}.py` (`get_kv_cache_spec`) a
 and for the blocks of a request; `v1/core/kv_cache_planning.py` (`_get_packed_kv_cache_groups`, `_approximate_gcd`) for
 groups; `engine/arg_utils.py` (`get_batch_defaults`) and `config/vllm.py` (`max_in_flight_tokens`) for tokens in flight;
 `v1/worker/gpu_worker.py` (`determine_available_memory`) for the room. `--block-size 256` and `--kv-cache-dtype fp8` are
-as in the launch command; speculative decoding is off.
+as in the launch command. The blocks of a draft model have windows alone.
 
 All groups take blocks of one size from one pool. A window or a state keeps blocks for all tokens in flight, which
 dominate the cache of short sessions.
@@ -55,7 +55,8 @@ def cache_of(context: Context) -> Cache | None:
     gpu = context.deployment.gpu
     if not (gpu.verified and gpu.sm in SMS and context.deployment.version == VLLM_VERSIONS[0]):
         return None
-    groups = tuple(_groups(list(_layers(context.v4))))
+    drafted = context.inventory.draft.blocks if context.deployment.serves_draft else 0
+    groups = tuple(_groups([*_layers(context.v4), *[_window(context.v4)] * drafted]))
     return Cache(OPTION, SHARE, NOTHING, BESIDE, VllmPool(groups, in_flight_tokens(gpu)))
 
 
@@ -79,11 +80,16 @@ class LayerCache:
     window: int
 
 
+def _window(config: V4Config) -> LayerCache:
+    """The window of a layer, or of a block of the draft model."""
+    return LayerCache(64, padded_rows(64, latent_row(config)), config.sliding_window)
+
+
 def _layers(config: V4Config) -> Iterator[LayerCache]:
     """Yield the caches of all layers: windows, compressed rows and states, and those of indexers."""
     row, head, index = latent_row(config), config.head_dim, config.index_head_dim
     for ratio in config.compress_ratios[: config.num_hidden_layers]:
-        yield LayerCache(64, padded_rows(64, row), config.sliding_window)
+        yield _window(config)
         if ratio == OVERLAP_RATIO:
             yield LayerCache(BLOCK, padded_rows(BLOCK // ratio, indexer_row(index)), 0)
             yield LayerCache(4, padded_rows(4, 4 * index * 4), 2 * ratio)

@@ -2,7 +2,7 @@
 
 All layers share blocks, so there is one group (`v1/core/kv_cache_planning.py`). V3.2 also caches a key of its indexer.
 The room has the measured bounds of V4, beside copies of kv_b in BF16 (`process_weights_after_loading`). No
-`--kv-cache-dtype` is given, as in the launch command, and speculative decoding is off.
+`--kv-cache-dtype` is given, as in the launch command, and draft models were not compared.
 """
 
 from dsv4_shard.catalog.options import VLLM_VERSIONS
@@ -18,7 +18,9 @@ BLOCK = 16
 def cache_of(context: Context) -> Cache | None:
     """The KV cache of a model of V3's generation; None for GPUs, versions and sizes that were not compared."""
     deployment, config, gpu = context.deployment, context.v3, context.deployment.gpu
-    is_compared = gpu.verified and gpu.sm in SMS and deployment.version == VLLM_VERSIONS[0]
+    is_compared = (
+        not deployment.serves_draft and gpu.verified and gpu.sm in SMS and deployment.version == VLLM_VERSIONS[0]
+    )
     if not is_compared or not is_compared_geometry(config):
         return None
     group = Group(BLOCK, 0, BLOCK * row_bytes(config) * config.num_hidden_layers)

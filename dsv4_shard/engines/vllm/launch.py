@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from dsv4_shard.catalog.options import LOAD_FORMAT
 from dsv4_shard.engines.deployment import Context
-from dsv4_shard.engines.launch import FIRST_NODE, NODE_RANK, Command, Launch, Options, node_ranks
-from dsv4_shard.engines.shared_rules import left_out_draft
+from dsv4_shard.engines.drafts import left_out_draft
+from dsv4_shard.engines.launch import FIRST_NODE, NODE_RANK, Command, Launch, Options, node_ranks, settings_of
 from dsv4_shard.engines.vllm.backends import default_backend, is_aligned, is_mega
 
 
@@ -21,7 +21,16 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
         options["--hf-overrides"] = """'{"expert_dtype": "fp8"}'"""
     start = on_nodes(model_path, options, deployment.nodes)
     needs_plugin = sharded and load_format(context) == LOAD_FORMAT
-    return replace(start, draft_options=_draft_options(context, model_path, sharded), needs_plugin=needs_plugin)
+    return replace(with_draft(start, context, _draft(context, model_path, sharded)), needs_plugin=needs_plugin)
+
+
+def with_draft(start: Launch, context: Context, draft: dict[str, object]) -> Launch:
+    """`start` with vLLM's config of a draft model: in the command if it is asked for, else apart; empty without one."""
+    assert start.program is not None, "vLLM is started by a command"
+    options: Options = {"--speculative-config": f"'{json.dumps(draft)}'"} if draft else {}
+    if context.deployment.serves_draft:
+        return replace(start, program=replace(start.program, options=start.program.options | options))
+    return replace(start, draft_options="" if context.deployment.draft else " ".join(settings_of(options)))
 
 
 def load_format(context: Context) -> str:
@@ -34,16 +43,16 @@ def replica_pattern(replica: int | str) -> str:
     return f"model-dp-{replica}-rank-{{rank}}-part-{{part}}.safetensors"
 
 
-def _draft_options(context: Context, model_path: str, sharded: bool) -> str:
-    """Options for the draft model."""
+def _draft(context: Context, model_path: str, sharded: bool) -> dict[str, object]:
+    """The config of the draft model; empty where the shards lack it."""
     draft: dict[str, object] = {"method": "mtp", "num_speculative_tokens": 1}
     if context.inventory.draft.dspark:
         draft = {"method": "dspark", "num_speculative_tokens": context.v4.dspark_block_size}
     if sharded and left_out_draft(context):
-        return ""
+        return {}
     if sharded:
         draft |= {"model": f"{model_path}/draft", "draft_load_config": {"load_format": load_format(context)}}
-    return f"--speculative-config '{json.dumps(draft)}'"
+    return draft
 
 
 def parallel_options(context: Context) -> Options:

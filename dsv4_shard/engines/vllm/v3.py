@@ -4,7 +4,6 @@ Read from its sources, and verified against verdicts and parameters of its own c
 parallelism. Unlike V4's, V3's shared experts are not padded: they must divide into TP parts of whole blocks.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -28,7 +27,7 @@ from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.engines.vllm import v4 as vllm
 from dsv4_shard.engines.vllm.kv_cache import memory_share
 from dsv4_shard.engines.vllm.latent_cache import cache_of
-from dsv4_shard.engines.vllm.launch import on_nodes, parallel_options
+from dsv4_shard.engines.vllm.launch import on_nodes, parallel_options, with_draft
 from dsv4_shard.models import NORM_ROLES, V3, V32, Module, Part, Role, V32Config
 
 
@@ -137,9 +136,8 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     options: Options = {"--trust-remote-code": None}
     if isinstance(context.config, V32Config):
         options["--tokenizer-mode"] = "deepseek_v32"
-    draft = json.dumps({"method": "mtp", "num_speculative_tokens": 1})
     start = on_nodes(model_path, options | parallel_options(context), context.deployment.nodes)
-    return replace(start, draft_options=f"--speculative-config '{draft}'")
+    return with_draft(start, context, {"method": "mtp", "num_speculative_tokens": 1})
 
 
 def addition(context: Context) -> str:

@@ -16,6 +16,7 @@ from dsv4_shard.catalog.sms import EVERY_SM, SM_10X, SM_12X, SM_90
 from dsv4_shard.checkpoint import NVFP4, PACKED, Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import added_up, all_to_all
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
+from dsv4_shard.engines.drafts import VLLM_CONSTRUCTION, VLLM_LOADING, draft_choices, draft_losses, is_left_out
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.host_memory import VLLM_HOST
 from dsv4_shard.engines.nvfp4 import is_nvfp4, nvfp4_tensor
@@ -34,9 +35,7 @@ from dsv4_shard.engines.shared_rules import (
     ROW_QUOTE,
     SGLANG_OPTIONS_RULE,
     attention_rules,
-    draft_losses,
     heads_rule,
-    is_left_out,
     shares_blocks_evenly,
     version_rule,
     vocab_placement,
@@ -126,6 +125,7 @@ CHOICES: tuple[Rule, ...] = (
         consequence=NO_OPTION, remedies=(leave_out("a2a"),), fatal=True,
     ),
     SGLANG_OPTIONS_RULE,
+    *draft_choices("vllm"),
 )  # fmt: skip
 """What vLLM cannot be asked for, and versions whose rules are not these."""
 
@@ -293,7 +293,9 @@ RULES: tuple[Rule, ...] = (
             lambda c: c.deployment.shared_parts, "TP", lambda c: c.block(Role.SHARED_GATE).rows, "blocks",
             _PADS, _PADS, when=lambda c: c.deployment.shared == "split",
         ),
+        VLLM_CONSTRUCTION,
     ),
+    *in_stage(StartStage.LOADING, VLLM_LOADING),
 )  # fmt: skip
 
 OTHERS: tuple[Rule, ...] = in_stage(

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from dsv4_shard.checkpoint import TensorGroup
 from dsv4_shard.engines.deployment import Context
+from dsv4_shard.engines.drafts import is_left_out
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
-from dsv4_shard.engines.shared_rules import is_left_out
 from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.engines.unverified import unverified_rules
 from dsv4_shard.engines.vllm import v4 as vllm

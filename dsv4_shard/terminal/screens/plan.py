@@ -33,6 +33,9 @@ SIGNS = {
 
 _NOTES_SHOWN = 2
 
+_DRAFTS = {"none": "no draft", "mtp": "MTP draft", "dspark": "DSpark draft"}
+"""Words for `--draft`."""
+
 _GIB = 1 << 30
 
 
@@ -69,6 +72,7 @@ def _layout(plan: "Plan", engine: str) -> str:
     parallel += [f"EP {deployment.ep}"] if deployment.ep > 1 else []
     parallel += [f"DP {deployment.dp}"] if deployment.dp > 1 else []
     parallel += [deployment.a2a] if deployment.a2a else []
+    parallel += [_DRAFTS[deployment.draft]] if deployment.draft else []
     nodes = f" on {deployment.nodes} nodes" if deployment.nodes > 1 else ""
     gpus = counted_gpus(deployment.world, deployment.gpu)
     parts = (plan.source.label, f"{engine} {deployment.version}", ", ".join(parallel), gpus + nodes)
@@ -82,10 +86,12 @@ def _show_memory(console: Console, plan: "Plan") -> None:
     totals, memory = plan.totals, plan.memory
     if totals is None:
         return
-    draft = f"; draft model {gib(totals.draft_bytes_per_rank)}" if totals.draft_bytes_per_rank else ""
+    own = gib(totals.draft_bytes_per_rank) if totals.draft_bytes_per_rank else ""
+    draft = own and f"; draft model {own}"
     if memory is None:
         item(console, f"weights {gib(totals.target_bytes_per_rank_max)} per GPU{draft}")
     else:
+        draft += " of the weights" if own and plan.serves_draft else ""
         left = f"{gib(memory.left)} free" if memory.fits else f"{gib(-memory.left)} short"
         item(console, f"weights {memory.weights / _GIB:.1f} of {gib(memory.capacity)} per GPU, {left}{draft}")
         if memory.kv_cache is not None and not _is_said(plan, memory.kv_cache):

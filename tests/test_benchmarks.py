@@ -307,8 +307,8 @@ def _read(path: Path) -> bytes:
 def test_workers_has_every_layout_with_each_number_of_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "MEMORY", tmp_path)
     rows = workers.measure(settings(tmp_path))
-    assert [(row.case, row.jobs) for row in rows] == [
-        (case, jobs) for case in workers.CASES for jobs in workers._numbers()
+    assert [(row.case, row.command, row.jobs) for row in rows] == [
+        (case, command, jobs) for case in workers.CASES for command in workers.COMMANDS for jobs in workers._numbers()
     ]
     assert not_above_zero(rows) == []
     assert workers.table(rows).row_count == len(rows)

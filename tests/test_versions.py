@@ -14,8 +14,9 @@ from support.documents import OTHER_VERSION, PLANS
 
 import dsv4_shard
 from dsv4_shard.errors import BadPlan, ExitCode, NewerSchema, OtherDeployment, OtherRun
-from dsv4_shard.loading.checks import check_file, find_manifest
-from dsv4_shard.loading.checks import rank_files as files_of_rank
+from dsv4_shard.loading.checks import find_manifest
+from dsv4_shard.loading.parameters import meta_tensor
+from dsv4_shard.loading.rank_files import WrittenFiles
 from dsv4_shard.planning import document as plan_document
 from dsv4_shard.planning.plan_file import decisions, load_plan, read_plan
 from dsv4_shard.sharding import journal, manifest
@@ -149,9 +150,10 @@ def test_a_result_of_an_earlier_schema_verifies_and_merges_to_the_same_bytes(
 
 def test_the_plugin_takes_files_of_another_version(schema: int, tmp_path: Path) -> None:
     folder = documents.as_of_other_version(documents.result(schema, "sglang", tmp_path / "then"))
-    found, root, inner = find_manifest(folder)
-    files = [check_file(root / name, entry, 1, verify=True) for name, entry in files_of_rank(found, inner, 1)]
-    assert files
+    files = WrittenFiles(folder, verify=True)
+    held = files.open(1)
+    assert held
+    files.fill({name: meta_tensor(*kind).new_empty(kind[1], device="cpu") for name, kind in held.items()}, 1, print)
     _, _, inner = find_manifest(folder / "draft")
     assert inner == "draft/"
 

@@ -1,1 +1,1 @@
-"""What the plugins of both engines do before a byte is copied: compare facts, files and shapes."""
+"""What the plugins of both engines share: checks before a byte is copied, and filling parameters at hardware speed."""

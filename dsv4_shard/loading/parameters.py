@@ -24,6 +24,11 @@ def shapes_of(parameters: Mapping[str, torch.Tensor]) -> Shapes:
     return {n: (_DTYPES.get(t.dtype, str(t.dtype)), tuple(t.shape)) for n, t in parameters.items()}
 
 
+def meta_tensor(dtype: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a tensor without memory of a dtype that a file has. Raises KeyError for another."""
+    return torch.empty(shape, dtype={name: dtype for dtype, name in _DTYPES.items()}[dtype], device="meta")
+
+
 def memory_of(name: str, parameter: torch.Tensor) -> Hashable:
     """Return a key for a parameter's memory: its own name if it has none, as on the meta device."""
     return (str(parameter.device), parameter.data_ptr()) if parameter.data_ptr() else name

@@ -1,30 +1,22 @@
 """RankFileLoader, the loader behind `--load-format dsv4_shard`: fills SGLang's parameters with what a rank needs.
 
-The bytes come from `rank_files`, or from the checkpoint itself by a plan (`planned_checkpoint`). `running` compares the
-running engine with what they were made for, and `checks` their shapes with the model, before a byte is copied. The
-steps after the copy are SGLang's own, in the order of its default loader: `post_load_weights`, then the processing of
-each quantization method. Only SGLang imports this module.
+The bytes come from rank files, or from the checkpoint itself by a plan. `running` compares the running engine with what
+they were made for, and `loading.checks` their shapes with the model, before a byte is copied. The steps after the copy
+are SGLang's own, in the order of its default loader: `post_load_weights`, then the processing of each quantization
+method. Only SGLang imports this module.
 """
 
-import logging
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from sglang.srt.model_loader import loader as stock
 
 from dsv4_shard.engines.sglang.files import CONFIDENCE
-from dsv4_shard.errors import LoadRefused
 from dsv4_shard.loading.checks import check_apart, check_parameters
+from dsv4_shard.loading.load import load
+from dsv4_shard.loading.options import Options, origin_of
 from dsv4_shard.loading.parameters import memory_of, shapes_of
-from dsv4_shard.sglang_plugin.rank_files import WrittenFiles
 from dsv4_shard.sglang_plugin.running import RUNNING, check_place, check_runner, check_running, is_draft
-from dsv4_shard.text.sanitize import short
-
-if TYPE_CHECKING:
-    from dsv4_shard.sglang_plugin.planned_checkpoint import PlannedCheckpoint
-
-logger = logging.getLogger(__name__)
 
 _NEVER_LOADED = (
     *(f".{attention}.{which}_scale" for attention in ("attn_mqa", "attn") for which in ("k", "v")),
@@ -42,23 +34,12 @@ _SHARED_WITH_TARGET = frozenset({"model.embed_tokens.weight", "lm_head.weight"})
 class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
     """Loads rank files, or a checkpoint by a plan; see the module.
 
-    `--model-loader-extra-config` takes `{"verify": true}`, which also hashes every tensor of rank files, or
-    `{"plan": "plan.json"}`, which loads from the checkpoint that is the model path.
+    `--model-loader-extra-config` takes what `loading.options` has.
     """
 
     def __init__(self, load_config: Any) -> None:
         super().__init__(load_config)
-        options = load_config.model_loader_extra_config or {}
-        if isinstance(options, dict) and options.keys() == {"plan"} and isinstance(options["plan"], str):
-            self._plan: Path | None = Path(options["plan"])
-        elif options in ({}, {"verify": True}, {"verify": False}):
-            self._plan = None
-        else:
-            raise LoadRefused(
-                f'--model-loader-extra-config is {short(options)}: {{}}, {{"verify": true}} and '
-                '{"plan": "plan.json"} are known'
-            )
-        self._verify = options.get("verify", False)
+        self._options = Options.of(load_config.model_loader_extra_config)
 
     def download_model(self, model_config: Any) -> None:
         """Do nothing: the files are on disk already."""
@@ -66,9 +47,10 @@ class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
     def load_model(self, *, model_config: Any, device_config: Any) -> torch.nn.Module:
         """Build the model, fill its parameters, and finish it as SGLang's default loader does.
 
-        Raises LoadRefused, or another error of the files or the plan, before anything is copied.
+        Raises NotAResult, LoadRefused, or another error of the files or the plan; before anything is copied, except
+        where bytes differ from their digests or cannot be read.
         """
-        origin = self._origin(model_config)
+        origin = origin_of(self._options, model_config.model_path, "sglang", is_draft(model_config))
         check_running(origin.identity, is_draft=origin.is_draft)
         rank = check_place(origin.identity)
         device = torch.device(device_config.device)
@@ -83,8 +65,7 @@ class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
             optional = _optional(parameters, is_draft=origin.is_draft)
             check_parameters(held, shapes_of(parameters), RUNNING.as_planned, optional)
             check_apart({name: memory_of(name, parameters[name]) for name in held})
-            read = origin.fill({name: parameters[name] for name in held})
-            logger.info("dsv4_shard: rank %d: %d parameters from %s", rank, len(held), read)
+            load(origin, rank, {name: parameters[name] for name in held})
             stock.post_load_weights(model)
             prewarm = None if origin.is_draft else getattr(model, "_prewarm_mhc_kernels", None)
             if prewarm is not None:
@@ -92,14 +73,6 @@ class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
             stock.DefaultModelLoader.postprocess_weights(model, device)
         finished: torch.nn.Module = model.eval()
         return finished
-
-    def _origin(self, model_config: Any) -> "WrittenFiles | PlannedCheckpoint":
-        """What the model path and the options name."""
-        if self._plan is None:
-            return WrittenFiles(Path(model_config.model_path), verify=self._verify)
-        from dsv4_shard.sglang_plugin.planned_checkpoint import PlannedCheckpoint
-
-        return PlannedCheckpoint(model_config.model_path, self._plan, is_draft=is_draft(model_config))
 
 
 def _optional(parameters: dict[str, torch.Tensor], *, is_draft: bool) -> frozenset[str]:

@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
-from dsv4_shard.sharding.copy import CopyResult, copy
+from dsv4_shard.sharding.copy import CopyResult, Listeners, copy
 from dsv4_shard.sharding.reading import landings_in
 from dsv4_shard.sharding.recipe import OutputFile, Recipe
 from dsv4_shard.sources.base import Source
@@ -36,19 +36,29 @@ def _places(file: OutputFile) -> tuple[list[int], list[str]]:
 
 
 def load(
-    recipe: Recipe, files: Collection[int], source: Source, memory: Mapping[str, Write], workers: int
+    recipe: Recipe,
+    files: Collection[int],
+    source: Source,
+    memory: Mapping[str, Write],
+    workers: int,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> CopyResult:
     """Fill the tensors of some files of `recipe` that `memory` has, by name, and return what `copy` does.
 
-    The bytes stay in the page cache, because other ranks of the machine need the same rows.
+    Reads nothing for other tensors. The bytes stay in the page cache, because other ranks of the machine need the same
+    rows.
 
     Raises:
         The errors of `copy`. Tensors are then partly filled.
     """
-    narrowed = [(step, tuple(landings_in(step, files))) for step in recipe.steps]
+    narrowed = [
+        (step, tuple(landing for landing in landings_in(step, files) if landing.tensor in memory))
+        for step in recipe.steps
+    ]
     recipe = replace(
         recipe,
         steps=tuple(replace(step, landings=landings) for step, landings in narrowed if landings),
-        fixed=tuple(fixed for fixed in recipe.fixed if fixed.file in files),
+        fixed=tuple(fixed for fixed in recipe.fixed if fixed.file in files and fixed.tensor in memory),
     )
-    return copy(recipe, source, MemorySink(recipe, memory), workers, keeps_cached=True)
+    listeners = Listeners(on_progress=on_progress)
+    return copy(recipe, source, MemorySink(recipe, memory), workers, listeners, keeps_cached=True)

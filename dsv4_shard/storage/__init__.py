@@ -1,6 +1,7 @@
 """Files and folders that appear complete or not at all: direct I/O, locks, staging, durable renames."""
 
 from dsv4_shard.storage.digests import DIGEST_BYTES, digest_of, tensor_digest
+from dsv4_shard.storage.direct_file import PAGE, DirectFile
 from dsv4_shard.storage.linux_io import MAX_CALL_BYTES, UncachedFile, die_with_parent, punch_hole
 from dsv4_shard.storage.locks import LockedFolder
 from dsv4_shard.storage.output_folder import (
@@ -25,7 +26,9 @@ __all__ = [
     "DIGEST_BYTES",
     "MANIFEST_NAME",
     "MAX_CALL_BYTES",
+    "PAGE",
     "SIGNATURE_NAME",
+    "DirectFile",
     "LockedFolder",
     "StagedFile",
     "Staging",

@@ -1,4 +1,5 @@
-"""Linux calls that Python lacks: uncached reads and writes, fallocate, atomic exchange of two names, prctl.
+"""Linux calls that Python lacks: uncached reads and writes, fallocate, mincore, atomic exchange of two names,
+prctl.
 
 Uncached I/O keeps a copy of hundreds of gigabytes from evicting the page cache of the machine. With RWF_DONTCACHE
 (Linux 6.14, on file systems that support it), Linux drops pages after they were read, except pages that were cached
@@ -140,6 +141,16 @@ def _start_writing(fd: int, offset: int, nbytes: int) -> None:
     flags = ctypes.c_uint(_SYNC_FILE_RANGE_WRITE)
     with suppress(OSError):
         _call("sync_file_range", ctypes.c_int(fd), ctypes.c_int64(offset), ctypes.c_int64(nbytes), flags)
+
+
+def is_cached(address: int, nbytes: int) -> bool:
+    """Whether the page cache holds most of these bytes of a mapped file. `address` begins a page of the mapping."""
+    pages = (ctypes.c_ubyte * -(-nbytes // _PAGE))()
+    try:
+        _call("mincore", ctypes.c_void_p(address), ctypes.c_size_t(nbytes), pages)
+    except OSError:
+        return False
+    return 2 * sum(page & 1 for page in bytes(pages)) > len(pages)
 
 
 def exchange(one: Path, other: Path) -> None:

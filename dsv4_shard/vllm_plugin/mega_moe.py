@@ -11,6 +11,8 @@ import torch
 
 from dsv4_shard.errors import LoadRefused
 from dsv4_shard.loading.checks import Shapes
+from dsv4_shard.loading.load import Taker
+from dsv4_shard.loading.parameters import meta_tensor
 from dsv4_shard.tensors.geometry import FP4_GROUP
 
 _BLOCK = 128
@@ -28,7 +30,8 @@ class MegaMoe:
     """The MegaMoE layers of a model; none in most."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self._takers: dict[str, Callable[[torch.Tensor], None]] = {}
+        self.takers: dict[str, Taker] = {}
+        """What takes each tensor that files have for them, as a whole."""
         self._shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._replaced: set[str] = set()
         for path, module in mega_layers(model).items():
@@ -40,20 +43,17 @@ class MegaMoe:
         """What files hold for a model that wants `wanted`."""
         return {name: shape for name, shape in wanted.items() if name not in self._replaced} | self._shapes
 
-    def take(self, name: str, tensor: torch.Tensor) -> bool:
-        """Copy a tensor of the files into the layer that it is for; whether there is one."""
-        taker = self._takers.get(name)
-        if taker is not None:
-            taker(tensor)
-        return taker is not None
+    def _add(self, name: str, dtype: str, shape: tuple[int, ...], take: Callable[[torch.Tensor], None]) -> None:
+        self._shapes[name] = (dtype, shape)
+        self.takers[name] = Taker(take, meta_tensor(dtype, shape))
 
     def _add_routed(self, path: str, module: Any) -> None:
         experts, hidden, inner = module.num_local_experts, module.hidden_size, module.intermediate_size
         for name, rows, cols in (("w13", 2 * inner, hidden), ("w2", hidden, inner)):
             for suffix, dtype, each in (("weight", "I8", 2), ("weight_scale", "U8", FP4_GROUP)):
                 parameter = f"{name}_{suffix}"
-                self._shapes[f"{path}.{parameter}"] = (dtype, (experts, rows, cols // each))
-                self._takers[f"{path}.{parameter}"] = _routed_taker(module, parameter)
+                shape = (experts, rows, cols // each)
+                self._add(f"{path}.{parameter}", dtype, shape, _routed_taker(module, parameter))
                 self._replaced.add(f"{path}.{parameter}")
 
     def _add_shared(self, path: str, module: Any) -> None:
@@ -65,8 +65,7 @@ class MegaMoe:
         for linear, (rows, cols) in shapes.items():
             for suffix, dtype, each in (("weight", "F8_E4M3", 1), ("weight_scale_inv", "F8_E8M0", _BLOCK)):
                 name = f"{owner}.{linear}.{suffix}"
-                self._shapes[name] = (dtype, (rows // each, cols // each))
-                self._takers[name] = _shared_taker(module, owner, linear, suffix)
+                self._add(name, dtype, (rows // each, cols // each), _shared_taker(module, owner, linear, suffix))
 
 
 def _routed_taker(module: Any, parameter: str) -> Callable[[torch.Tensor], None]:

@@ -92,7 +92,7 @@ class Process:
         register()
         register()
         loader = self.formats["dsv4_shard"](SimpleNamespace(model_loader_extra_config=extra))
-        config = SimpleNamespace(model=str(folder))
+        config = SimpleNamespace(model=str(folder), runner_type="draft" if self.oracle.case.draft else "generate")
         loader.download_model(config)
         loader.load_weights(model, config)
 

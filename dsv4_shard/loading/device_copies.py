@@ -17,7 +17,10 @@ class Stage:
     """Two blocks of memory of one thread, and its stream. On the CPU, copies are done when `copy` returns."""
 
     def __init__(self, device: torch.device, nbytes: int) -> None:
-        """Make slots of `nbytes` bytes, which begin at a page, for copies to `device` or to the CPU."""
+        """Make slots of `nbytes` bytes, which begin at a page, for copies to `device` or to the CPU.
+
+        For a GPU, `nbytes` is best a power of two: torch pins as much.
+        """
         is_pinned = device.type == "cuda"
         self._slots = [_aligned_memory(nbytes, is_pinned) for _ in range(_SLOTS)]
         self._views = [slot.numpy().data for slot in self._slots]
@@ -67,6 +70,8 @@ def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _aligned_memory(nbytes: int, is_pinned: bool) -> torch.Tensor:
-    # An engine may build its model with the GPU as the default device.
-    memory = torch.empty(nbytes + PAGE, dtype=torch.uint8, device="cpu", pin_memory=is_pinned)
+    # An engine may build its model with the GPU as the default device. Pinned memory begins at a page as a rule.
+    memory = torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=is_pinned)
+    if memory.data_ptr() % PAGE:
+        memory = torch.empty(nbytes + PAGE, dtype=torch.uint8, device="cpu", pin_memory=is_pinned)
     return memory[-memory.data_ptr() % PAGE :][:nbytes]

@@ -20,8 +20,14 @@ from dsv4_shard.storage import PAGE, DirectFile, tensor_digest
 from dsv4_shard.tensors.header import Header
 from dsv4_shard.text.sanitize import short_name
 
-BLOCK_BYTES = 8 << 20
-"""Long enough for full speed from disks and to GPUs; two of them per thread are all the memory that loading takes."""
+SLOT_BYTES = 16 << 20
+"""Memory that a thread reads into at a time. It has two: all the memory that loading takes.
+
+From the page cache to an H200, eight threads reached 4.7 GB/s with 1 MiB, 13.6 with 8, 15.8 with 16 and 19.7 with 32.
+"""
+
+BLOCK_BYTES = SLOT_BYTES - 2 * PAGE
+"""Bytes read at a time, beside the rest of their first and last page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +55,7 @@ def fill(
     opened = [DirectFile(file.path, shared=len(file.entry.ranks) > 1) for file in files]
     try:
         work = _Work(files, opened, flat, _Digests(files) if verify else None, on_progress)
-        stages = [Stage(device_of(targets.values()), BLOCK_BYTES + 2 * PAGE) for _ in range(threads)]
+        stages = [Stage(device_of(targets.values()), SLOT_BYTES) for _ in range(threads)]
         if threads == 1:
             work.run(stages[0])
             return

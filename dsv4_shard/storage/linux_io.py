@@ -150,7 +150,7 @@ def is_cached(address: int, nbytes: int) -> bool:
         _call("mincore", ctypes.c_void_p(address), ctypes.c_size_t(nbytes), pages)
     except OSError:
         return False
-    return 2 * sum(page & 1 for page in bytes(pages)) > len(pages)
+    return 2 * bytes(pages).count(1) > len(pages)
 
 
 def exchange(one: Path, other: Path) -> None:

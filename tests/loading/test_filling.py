@@ -61,7 +61,7 @@ def flip(path: Path, position: int) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("block", [1 << 12, 5000, 8 << 20])
+@pytest.mark.parametrize("block", [1 << 12, 5000, filling.BLOCK_BYTES])
 @pytest.mark.parametrize("verify", [False, True])
 def test_tensors_are_what_safetensors_reads(
     threads: int, block: int, verify: bool, result: Path, monkeypatch: pytest.MonkeyPatch

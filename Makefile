@@ -95,6 +95,7 @@ conformance: $(READY)
 	$(BIN)/python -m conformance kv-cache
 	$(BIN)/python -m conformance gpus
 	$(BIN)/python -m conformance order
+	$(BIN)/python -m conformance options
 
 # What the engines' classes declare, again, into tests/data: a new engine version shows as a diff.
 contracts: $(READY)

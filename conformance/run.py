@@ -7,6 +7,7 @@
     kv-cache    the KV cache that the engines' own code makes of memory, compared with tests/data/kv_cache
     gpus        which MoE backends the engines accept on each GPU, compared with tests/data/gpus
     order       where the engines stop first on layouts that break several rules, compared with tests/data/order
+    options     the options of the engines' own parsers, compared with dsv4_shard/configurations/engine_options.json
     contracts   which parameters the engines declare for the real models, and what they refuse, into the folder --out
 
 CASE is part of the name of a case or deployment; with several, any of them will do. The exit code is 1 if anything
@@ -29,10 +30,11 @@ from conformance.gpus import check_gpus
 from conformance.kv_cache import check_kv_cache
 from conformance.loader import check_loader
 from conformance.nodes import check_nodes
+from conformance.options import check_options
 from conformance.oracles import check_oracles
 from conformance.order import check_order
 
-_COMMANDS = ("oracles", "files", "nodes", "loader", "kv-cache", "gpus", "order", "contracts")
+_COMMANDS = ("oracles", "files", "nodes", "loader", "kv-cache", "gpus", "order", "options", "contracts")
 
 ENVIRONMENTS = Path.home() / ".cache" / "dsv4-shard-conformance"
 
@@ -62,6 +64,8 @@ def main() -> None:
                     failures += check_gpus(engine, update=options.update)
                 case "order":
                     failures += check_order(engine, options.cases, update=options.update)
+                case "options":
+                    failures += check_options(engine, update=options.update)
                 case "contracts":
                     failures += write_contracts(engine, options.out, options.cases)
     sys.exit(bool(failures))

@@ -20,6 +20,7 @@ from dsv4_shard.catalog.gpus import GPUS, MIB, Gpu
 from dsv4_shard.checkpoint.exports import EXPORTERS
 from dsv4_shard.checkpoint.folders import KINDS
 from dsv4_shard.cli import app
+from dsv4_shard.configurations import PlannedDeployment
 from dsv4_shard.destinations.documents import ClusterOutcome, DryRun, Uploaded
 from dsv4_shard.diagnosis.document import Explanation
 from dsv4_shard.errors import ExitCode, ShardError
@@ -57,6 +58,7 @@ DOCUMENTS = {
     "manifest": Document(Manifest, "`manifest.json` in a result"),
     "inspection": Document(Inspection, "`inspect --json`"),
     "unknown-inspection": Document(UnknownInspection, "`inspect --json` of a family that is not known"),
+    "deployment": Document(PlannedDeployment, "`plan --from FILE --json`"),
     "search": Document(Search, "`plan --gpus N --json`"),
     "fewest": Document(Fewest, "`plan --json` without a layout"),
     "comparison": Document(PlanComparison, "`plan --compare A B --json`"),

@@ -74,6 +74,11 @@ LOCATIONS = Limit(
     nbytes=4 << 20, count=100_000, largest="V4-Pro with 16 redundant experts: 24,400 values",
 )  # fmt: skip
 
+CONFIGURATION = Limit(
+    "configuration for --from", "UsageError, ReadFailed",
+    nbytes=1 << 20, count=50_000, largest="a graph of Dynamo's recipes: 21 kB, 700 values",
+)  # fmt: skip
+
 COMPANION = Limit(
     "small file of a release",
     "none: stays behind",

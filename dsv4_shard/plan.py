@@ -1,4 +1,5 @@
-"""The verbs `plan`, `search`, `fewest` and `compare`: a layout, all on some GPUs, the fewest GPUs, and differences.
+"""The verbs `plan`, `plan_from`, `search`, `fewest` and `compare`: a layout, those of a configuration, all on some
+GPUs, the fewest GPUs, and differences.
 
 Nothing in a verb prints, asks or exits; the commands show the results. Sizes are in bytes, shapes in elements.
 
@@ -10,15 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsv4_shard.catalog.option import Options
-from dsv4_shard.catalog.request import FewestOptions, PlanOptions, SearchOptions
+from dsv4_shard.catalog.request import ConfigurationOptions, FewestOptions, PlanOptions, SearchOptions
 from dsv4_shard.catalog.verb import Later, verb
+from dsv4_shard.errors import UsageError
 
 if TYPE_CHECKING:
+    from dsv4_shard import configurations
+    from dsv4_shard.checkpoint import Checkpoint, Inventory
     from dsv4_shard.planning import compare as comparing
     from dsv4_shard.planning import document
     from dsv4_shard.planning import fewest as fewest_gpus
     from dsv4_shard.planning import search as searching
 else:
+    configurations = Later("dsv4_shard.configurations")
     comparing = Later("dsv4_shard.planning.compare")
     document = Later("dsv4_shard.planning.document")
     fewest_gpus = Later("dsv4_shard.planning.fewest")
@@ -58,6 +63,79 @@ def plan(repo: str | Path, options: PlanOptions) -> "document.Plan":
     if options.output is not None:
         save_plan(made, Path(options.output))
     return made
+
+
+@verb(ConfigurationOptions)
+def plan_from(configuration: str | Path, options: ConfigurationOptions) -> "configurations.PlannedDeployment":
+    """Plan the roles of a configuration: how an engine is started today.
+
+    `configuration` is a file (a script, an option file of SGLang or vLLM, a manifest of Kubernetes, a recipe of
+    srt-slurm or InferenceX) or a command line. Nothing in it is run. `repo` is the checkpoint, as in `inspect`, in
+    place of the one that the configuration names. `role` is the name of the one role to plan. Options of a layout that
+    are given count in place of the configuration's. `output` is a file for the plan of the one role.
+
+    Returns a PlannedDeployment: `roles` has each role with its plan, what became of each of its options, and what it
+    lacks to start.
+
+    Raises:
+        - UsageError: the configuration starts no engine, is malformed or too large, or names no checkpoint.
+        - The errors of `plan`.
+
+    >>> found = dsv4_shard.plan_from("sglang serve --model-path model --tp 16", gpu="h20-96")
+    >>> found.roles[0].lacks
+    ('SGLANG_SHARED_EXPERT_TP1=1', '--moe-runner-backend marlin')
+    """
+    from dsv4_shard.configurations import planned, read_configuration
+    from dsv4_shard.opening import open_checkpoint
+    from dsv4_shard.planning import save_plan
+    from dsv4_shard.storage import collector_paused
+
+    beside = {name: getattr(options, name) for name in options.given - {"repo", "role", "output", "refresh"}}
+    read = read_configuration(str(configuration), beside.get("engine"))
+    opened: dict[str, tuple[Checkpoint, Inventory]] = {}
+
+    def open_model(named: str) -> "tuple[Checkpoint, Inventory]":
+        repo = options.repo or _model_of(named, read.source)
+        if repo not in opened:
+            opened[repo] = open_checkpoint(repo, refresh=options.refresh, exact=False)
+        return opened[repo]
+
+    with collector_paused():
+        found = planned(read, options.role, beside, open_model)
+    if options.output is not None:
+        save_plan(_only_plan(found), Path(options.output))
+    return found
+
+
+def _model_of(named: str, source: str) -> str:
+    """Return the checkpoint that a configuration names, if it can be opened from here.
+
+    Raises:
+        UsageError: It names none, or a folder that is not here.
+    """
+    from dsv4_shard.sources.hub_names import hub_id
+
+    path = Path(named)
+    if named and (path.is_dir() or (hub_id(named) is not None and not named.startswith(("/", ".")))):
+        return named
+    what = f"names the checkpoint {named}, which is not here" if named else "names no checkpoint"
+    raise UsageError(f"{source}: {what}", hint="Name it: `dsv4-shard plan REPO --from ...`.")
+
+
+def _only_plan(found: "configurations.PlannedDeployment") -> "document.Plan":
+    """Return the plan of the only role.
+
+    Raises:
+        UsageError: There are several roles, or it is not planned.
+    """
+    plans = [role.plan for role in found.roles if role.plan is not None]
+    if len(found.roles) > 1:
+        names = " or ".join(role.name for role in found.roles)
+        raise UsageError("{output} with several roles", hint=f"Name one with --role: {names}.",
+                         parameters={"output": ...})  # fmt: skip
+    if not plans:
+        raise UsageError(f"no plan to write: {found.roles[0].reason}")
+    return plans[0]
 
 
 @verb(SearchOptions)

@@ -17,6 +17,7 @@ from support.servers.redirecting import Handler, Server
 
 from dsv4_shard import errors, limits
 from dsv4_shard.checkpoint import reader
+from dsv4_shard.configurations import read_configuration
 from dsv4_shard.destinations import ray_cluster, ray_connection, upload_journal
 from dsv4_shard.destinations.ray_connection import Node
 from dsv4_shard.destinations.share_worker import ShareEnded
@@ -203,6 +204,21 @@ def _config_depth(trial: Trial, beyond: int) -> object:
 
 
 _MAP = b'{"physical_to_logical_map":[[0]],"x":'
+
+
+@tries("CONFIGURATION", "nbytes", errors.ReadFailed)
+def _configuration_bytes(trial: Trial, beyond: int) -> object:
+    path = trial.path / "serve.sh"
+    path.write_bytes(padded(b"vllm serve M\n", limits.CONFIGURATION.nbytes + beyond))
+    return read_configuration(str(path))
+
+
+@tries("CONFIGURATION", "count", errors.UsageError)
+def _configuration_values(trial: Trial, beyond: int) -> object:
+    path = trial.path / "options.yaml"
+    others = ",".join(["1"] * (limits.CONFIGURATION.count - 5 + beyond))
+    path.write_text(f"tensor-parallel-size: 8\nx: [{others}]\n")
+    return read_configuration(str(path), "vllm")
 
 
 @tries("LOCATIONS", "nbytes", errors.UsageError)

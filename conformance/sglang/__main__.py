@@ -18,12 +18,13 @@ def main() -> None:
     from conformance.sglang.first_stop import first_stop
     from conformance.sglang.kv_cache import kv_cache
     from conformance.sglang.load import load
+    from conformance.sglang.options import options
     from conformance.sglang.oracle import oracle
     from conformance.sglang.signatures import record
 
     jobs: dict[str, Function] = {
         "oracle": oracle, "load": load, "contract": contract, "kv_cache": kv_cache, "signatures": record,
-        "first_stop": first_stop,
+        "first_stop": first_stop, "options": options,
     }  # fmt: skip
     run_jobs(jobs, "sglang", prepare)
 

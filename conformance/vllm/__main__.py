@@ -26,11 +26,12 @@ def main() -> None:
     from conformance.vllm.first_stop import first_stop
     from conformance.vllm.kv_cache import kv_cache
     from conformance.vllm.load import load
+    from conformance.vllm.options import options
     from conformance.vllm.oracle import oracle
 
     bringup.install()
     jobs: dict[str, Function] = {"oracle": oracle, "load": load, "contract": contract, "kv_cache": kv_cache}
-    jobs["first_stop"] = first_stop
+    jobs |= {"first_stop": first_stop, "options": options}
     run_jobs(jobs, "vllm", lambda job: None)
 
 

@@ -255,6 +255,23 @@ class PlanOptions(OutputOptions, Sessions, LayoutOptions, _Tp):
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Configured(Options):
+    tp: Annotated[int | None, TP] = None
+    repo: Annotated[
+        str | None,
+        Option(help="The checkpoint.", metavar="REPO", shows="the one that the configuration names", longest=4096),
+    ] = None
+    role: Annotated[str | None, Option(help="Plan only the role of this name.", metavar="NAME", shows="all roles")] = (
+        None
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigurationOptions(OutputOptions, Sessions, LayoutOptions, _Configured):
+    """The options of `plan_from`. Those of a layout that are given count in place of the configuration's."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Searched(Options):
     gpus: Annotated[int, GPUS]
     rank_by: Annotated[str, RANK_BY] = "weights"

@@ -1,4 +1,4 @@
-"""`plan`: a layout, the layouts on a number of GPUs, the fewest GPUs, or what differs between two plans."""
+"""`plan`: a layout, those of a configuration or on a number of GPUs, the fewest GPUs, or what differs in two plans."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from dsv4_shard.catalog.request import (
 )
 from dsv4_shard.errors import ExitCode, UsageError
 from dsv4_shard.terminal import options
-from dsv4_shard.terminal.arguments import default_repo, refuse_beside_compare
+from dsv4_shard.terminal.arguments import default_repo, refuse_beside_compare, refuse_beside_from
 from dsv4_shard.terminal.output import show
 from dsv4_shard.terminal.process import reported
 
@@ -33,6 +33,8 @@ def plan(
     given: dict[str, Any],
     repo: options.DefaultRepoArg = None,
     details: options.DetailsOpt = False,
+    source: options.FromOpt = None,
+    role: options.RoleOpt = None,
     compare: options.CompareOpt = None,
     as_json: options.JsonOpt = False,
 ) -> None:
@@ -44,12 +46,20 @@ def plan(
 
     With neither, lists the fewest GPUs of each kind, or of --gpu, that hold the weights. --pick N plans a row.
 
+    With --from, plans what a command line, manifest or recipe starts, and says what became of each option.
+
     With --compare, shows what differs between two plans.
     """
     if compare is not None:
         refuse_beside_compare(command_context)
         _compare(*compare, as_json)
         return
+    if source is not None:
+        refuse_beside_from(given)
+        _from(source, repo, role, as_json, given, details)
+        return
+    if role is not None:
+        raise UsageError("--role without --from", hint="It names a role of the configuration that --from reads.")
     if "gpus" in given:
         refuse_beside_gpus(name for name in given if name not in (*names_of(SearchOptions), "pick"))
         _search(default_repo() if repo is None else repo, as_json, given, details)
@@ -75,6 +85,17 @@ def _show_plan(made: "Plan", output: Path | None, as_json: bool, details: bool) 
     show(made, as_json, show_plan, title, str(output) if output else None, details=details)
     if not made.verdict.is_good:
         raise typer.Exit(ExitCode.NOT_VERIFIED if made.verdict is Verdict.UNVERIFIED else ExitCode.NO)
+
+
+def _from(source: str, repo: str | None, role: str | None, as_json: bool, given: dict[str, Any], details: bool) -> None:
+    """Run `plan --from`."""
+    from dsv4_shard.terminal.screens.deployment import show_deployment
+
+    output = given.get("output")
+    found = dsv4_shard.plan_from(source, repo=repo, role=role, **given)
+    show(found, as_json, show_deployment, str(output) if output else None, details=details)
+    if found.exit_code:
+        raise typer.Exit(found.exit_code)
 
 
 def _search(repo: str, as_json: bool, given: dict[str, Any], details: bool) -> None:

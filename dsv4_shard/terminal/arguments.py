@@ -2,12 +2,14 @@
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import typer
 
 from dsv4_shard.catalog.option import Options, names_of
+from dsv4_shard.catalog.request import ConfigurationOptions
 from dsv4_shard.errors import UsageError
 from dsv4_shard.terminal.options import is_given
 from dsv4_shard.text.sanitize import clean
@@ -59,6 +61,18 @@ def refuse_beside_compare(context: typer.Context) -> None:
         if name not in ("compare", "as_json") and is_given(context, name):
             option = "REPO" if name == "repo" else as_option(name)
             raise UsageError(f"--compare and {option}: plan files are taken as they are", hint=f"Leave out {option}.")
+
+
+def refuse_beside_from(given: Iterable[str]) -> None:
+    """Refuse options of a search next to `plan --from`, which plans one layout for each role.
+
+    Raises:
+        UsageError: One is given.
+    """
+    for name in given:
+        if name not in names_of(ConfigurationOptions):
+            raise UsageError(f"--from and {as_option(name)}: a configuration has its layout",
+                             hint=f"Leave out {as_option(name)}.")  # fmt: skip
 
 
 def only(given: dict[str, Any], options: type[Options]) -> dict[str, Any]:

@@ -188,6 +188,18 @@ ProgressOpt = Annotated[
     ),
 ]  # fmt: skip
 
+FromOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--from", metavar="FILE|COMMAND",
+        help="Plan what a command line of SGLang or vLLM starts, a script, an option file, a manifest or a recipe.",
+    ),
+]  # fmt: skip
+
+RoleOpt = Annotated[
+    str | None, typer.Option("--role", metavar="NAME", help="With --from, plan only this role: prefill, decode, ...")
+]
+
 CompareOpt = Annotated[
     tuple[Path, Path] | None,
     typer.Option("--compare", metavar="FILE FILE", help="Show what differs between two plan files."),

@@ -43,12 +43,12 @@ def show_plan(
     console: Console, plan: "Plan", engine: str, plan_file: str | None = None, *, details: bool = False
 ) -> None:
     """Show the answer of `plan`. `engine` is the engine's title, `plan_file` the file that the plan was written to."""
-    title(console, _layout(plan, engine))
+    title(console, layout_of(plan, engine))
     sign, style = SIGNS[plan.verdict]
     paragraph(console, f"{sign} {plan.headline}", style=f"bold {style}")
     for reason in plan.reasons:
         item(console, reason, "yellow")
-    _show_memory(console, plan)
+    show_memory(console, plan)
     for assumption in plan.assumptions:
         item(console, assumption, "dim")
     if plan.feasible:
@@ -65,7 +65,7 @@ def show_plan(
         console.print(Text(f"Wrote {clean(plan_file)}."), soft_wrap=True)
 
 
-def _layout(plan: "Plan", engine: str) -> str:
+def layout_of(plan: "Plan", engine: str) -> str:
     """The checkpoint, the engine, the parallel sizes and the GPUs."""
     deployment = plan.deployment
     parallel = [f"TP {deployment.tp}"]
@@ -79,7 +79,7 @@ def _layout(plan: "Plan", engine: str) -> str:
     return " · ".join(parts)
 
 
-def _show_memory(console: Console, plan: "Plan") -> None:
+def show_memory(console: Console, plan: "Plan") -> None:
     """The weights of a GPU, what is left, and whether a session fits."""
     if plan.host is not None and plan.host.pinned:
         item(console, f"{gib(plan.host.pinned_bytes)} of host memory stay pinned on each node: {plan.host.pinned}")

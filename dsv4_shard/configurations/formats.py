@@ -1,0 +1,116 @@
+"""Text → roles: a command line, a script, an option file, a manifest or a recipe, by its content."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from dsv4_shard.configurations.manifests import KINDS, is_manifest, manifest_roles
+from dsv4_shard.configurations.programs import PROGRAMS, roles_in
+from dsv4_shard.configurations.recipes import (
+    is_llm_d,
+    is_srt_slurm,
+    llm_d_roles,
+    option_file_role,
+    options_from,
+    srt_slurm_roles,
+)
+from dsv4_shard.configurations.role import EngineRole
+from dsv4_shard.configurations.yaml_documents import yaml_documents
+from dsv4_shard.errors import UsageError
+from dsv4_shard.limits import CONFIGURATION
+from dsv4_shard.storage import read_regular
+from dsv4_shard.text.sanitize import short
+
+COMMAND_LINE = "command line"
+
+_YAML = (".yaml", ".yml", ".json")
+
+
+class Configuration(NamedTuple):
+    """What was read: its name, the format, and its roles, at least one."""
+
+    source: str
+    format: str
+    roles: tuple[EngineRole, ...]
+
+
+def read_configuration(text_or_file: str, engine: str | None = None) -> Configuration:
+    """Read a file, or a command line.
+
+    Args:
+        text_or_file: The path of a file, or a command line.
+        engine: The engine of an option file, if its keys do not tell.
+
+    Raises:
+        UsageError: It is too large, malformed, or starts no engine that is known.
+        ReadFailed: The file cannot be read.
+    """
+    path = Path(os.path.expanduser(text_or_file))
+    if os.path.isfile(path):  # of a name that is too long, Path.is_file raises an error
+        raw = read_regular(path, CONFIGURATION)
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError:
+            raise UsageError(f"{path}: not text in UTF-8", hint=_WANTED) from None
+        is_yaml = path.suffix.lower() in _YAML
+        form, roles = _of_yaml(text, str(path), engine) if is_yaml else ("script", list(roles_in(text, {})))
+        return _checked(str(path), form, [_with_option_file(role, path.parent) for role in roles])
+    if not text_or_file.strip() or " " not in text_or_file.strip():
+        raise UsageError(f"--from {short(text_or_file)}: no such file", hint=_WANTED)
+    if len(text_or_file) > CONFIGURATION.nbytes:
+        raise UsageError(f"--from: {len(text_or_file):,} characters, at most {CONFIGURATION.nbytes:,} are read")
+    roles = [_with_option_file(role, Path()) for role in roles_in(text_or_file, {})]
+    return _checked(COMMAND_LINE, COMMAND_LINE, roles)
+
+
+def _with_option_file(role: EngineRole, folder: Path) -> EngineRole:
+    """Return a role with the options of its `--config` file before its own; unchanged if there is no such file."""
+    given = next((option for option in role.options if option.name == "--config" and option.value), None)
+    path = folder / (given.value or "") if given else None
+    if path is None or not path.is_file():
+        return role
+    documents = yaml_documents(read_regular(path, CONFIGURATION).decode(errors="replace"), str(path))
+    options = options_from(documents[0], role.engine) if documents and isinstance(documents[0], dict) else ()
+    models = [option.value for option in options if option.name in ("--model-path", "--model") and option.value]
+    own = tuple(option for option in role.options if option is not given)
+    return replace(role, options=(*options, *own), model=role.model or (models[-1] if models else ""))
+
+
+_WANTED = (
+    "Name a script, an option file, a Kubernetes manifest or a recipe (YAML), or give a command line with one of: "
+    + ", ".join(dict.fromkeys(" ".join(program.words).removeprefix("-m ") for program in PROGRAMS))
+    + "."
+)
+
+
+def _of_yaml(text: str, where: str, engine: str | None) -> tuple[str, list[EngineRole]]:
+    """Return the format of YAML, and its roles."""
+    documents = yaml_documents(text, where)
+    for document in documents:
+        if is_srt_slurm(document):
+            return "srt-slurm recipe", list(srt_slurm_roles(document))
+        if is_llm_d(document):
+            return "llm-d recipe", list(llm_d_roles(document))
+    if any(map(is_manifest, documents)):
+        kinds = dict.fromkeys(document.get("kind") for document in documents if is_manifest(document))
+        serving = ", ".join(str(kind) for kind in kinds if kind in KINDS) or "manifest"
+        return f"Kubernetes {serving}", [role for one in documents for role in manifest_roles(one)]
+    role = option_file_role(documents[0], engine) if len(documents) == 1 else None
+    if role is None:
+        raise UsageError(f"{where}: neither a manifest, a recipe, nor the options of one engine",
+                         hint="Name the engine of an option file with --engine. " + _WANTED)  # fmt: skip
+    return "option file", [role]
+
+
+def _checked(source: str, form: str, roles: list[EngineRole]) -> Configuration:
+    """Return the configuration with a name of its own for each role."""
+    if not roles:
+        raise UsageError(f"{source}: starts no engine that is known here", hint=_WANTED)
+    names: dict[str, int] = {}
+    named = []
+    for role in roles:
+        names[role.name] = names.get(role.name, 0) + 1
+        number = names[role.name]
+        named.append(role if number == 1 else replace(role, name=f"{role.name}-{number}"))
+    return Configuration(source, form, tuple(named))

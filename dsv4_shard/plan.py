@@ -36,7 +36,8 @@ def plan(repo: str | Path, options: PlanOptions) -> "document.Plan":
 
     `repo` is as in `inspect`; only headers are read. An option of None leaves the choice to the engine. `context`
     is the number of tokens of a session: `memory.kv_cache` says whether it fits, and how many fit at once. `output`
-    is a file to write the plan to as well; `reshard` reads it on any machine.
+    is a file to write the plan to as well, which `reshard` reads on any machine; a folder, or a name that ends with a
+    slash, also gets run scripts for each node and Kubernetes manifests.
 
     Returns a Plan, also for a layout that does not run: then `verdict` says so, `breaches` has the broken rules, and
     `alternatives` the nearest layouts that run.
@@ -52,7 +53,7 @@ def plan(repo: str | Path, options: PlanOptions) -> "document.Plan":
     (True, 'whole', 'marlin')
     """
     from dsv4_shard.opening import open_checkpoint
-    from dsv4_shard.planning import make_plan, request_of, save_plan
+    from dsv4_shard.planning import make_plan, request_of
     from dsv4_shard.storage import collector_paused
 
     request = request_of(options)
@@ -61,8 +62,27 @@ def plan(repo: str | Path, options: PlanOptions) -> "document.Plan":
             *open_checkpoint(str(repo), refresh=options.refresh, exact=False), request, session=options.context
         )
     if options.output is not None:
-        save_plan(made, Path(options.output))
+        _write({"": made}, options.output)
     return made
+
+
+def _write(plans: "dict[str, document.Plan]", output: str | Path) -> None:
+    """Write the plan of the one role to a file; into a folder, the plans of all roles with their launch files.
+
+    Raises:
+        UsageError: `output` is a file, and there are several plans.
+    """
+    from dsv4_shard.launch_files import is_folder, write_launch_files
+    from dsv4_shard.planning import save_plan
+
+    if is_folder(output):
+        write_launch_files(Path(output), plans if len(plans) > 1 else {"": next(iter(plans.values()))})
+        return
+    if len(plans) > 1:
+        hint = f"Name one with --role: {' or '.join(plans)}. Or name a folder: launch/."
+        raise UsageError("{output} with several roles", hint=hint, parameters={"output": ...})
+    for plan in plans.values():
+        save_plan(plan, Path(output))
 
 
 @verb(ConfigurationOptions)
@@ -72,7 +92,8 @@ def plan_from(configuration: str | Path, options: ConfigurationOptions) -> "conf
     `configuration` is a file (a script, an option file of SGLang or vLLM, a manifest of Kubernetes, a recipe of
     srt-slurm or InferenceX) or a command line. Nothing in it is run. `repo` is the checkpoint, as in `inspect`, in
     place of the one that the configuration names. `role` is the name of the one role to plan. Options of a layout that
-    are given count in place of the configuration's. `output` is a file for the plan of the one role.
+    are given count in place of the configuration's. `output` is a file for the plan of the one role, or a folder for
+    all of them, as in `plan`.
 
     Returns a PlannedDeployment: `roles` has each role with its plan, what became of each of its options, and what it
     lacks to start.
@@ -87,7 +108,6 @@ def plan_from(configuration: str | Path, options: ConfigurationOptions) -> "conf
     """
     from dsv4_shard.configurations import planned, read_configuration
     from dsv4_shard.opening import open_checkpoint
-    from dsv4_shard.planning import save_plan
     from dsv4_shard.storage import collector_paused
 
     beside = {name: getattr(options, name) for name in options.given - {"repo", "role", "output", "refresh"}}
@@ -103,7 +123,10 @@ def plan_from(configuration: str | Path, options: ConfigurationOptions) -> "conf
     with collector_paused():
         found = planned(read, options.role, beside, open_model)
     if options.output is not None:
-        save_plan(_only_plan(found), Path(options.output))
+        for role in found.roles:
+            if role.plan is None:
+                raise UsageError(f"no plan of {role.name} to write: {role.reason}", hint="Name another with --role.")
+        _write({role.name: role.plan for role in found.roles if role.plan is not None}, options.output)
     return found
 
 
@@ -120,22 +143,6 @@ def _model_of(named: str, source: str) -> str:
         return named
     what = f"names the checkpoint {named}, which is not here" if named else "names no checkpoint"
     raise UsageError(f"{source}: {what}", hint="Name it: `dsv4-shard plan REPO --from ...`.")
-
-
-def _only_plan(found: "configurations.PlannedDeployment") -> "document.Plan":
-    """Return the plan of the only role.
-
-    Raises:
-        UsageError: There are several roles, or it is not planned.
-    """
-    plans = [role.plan for role in found.roles if role.plan is not None]
-    if len(found.roles) > 1:
-        names = " or ".join(role.name for role in found.roles)
-        raise UsageError("{output} with several roles", hint=f"Name one with --role: {names}.",
-                         parameters={"output": ...})  # fmt: skip
-    if not plans:
-        raise UsageError(f"no plan to write: {found.roles[0].reason}")
-    return plans[0]
 
 
 @verb(SearchOptions)
@@ -158,12 +165,12 @@ def search(repo: str | Path, options: SearchOptions) -> "searching.Search":
     '--tp 16 --ep 16 --engine vllm --gpu h20-96'
     """
     from dsv4_shard.opening import open_checkpoint
-    from dsv4_shard.planning import plan_best, save_plan, search_for
+    from dsv4_shard.planning import plan_best, search_for
 
     checkpoint, inventory = open_checkpoint(str(repo), refresh=options.refresh, exact=False)
     found = search_for(checkpoint, inventory, options)
     if options.output is not None and found.best is not None:
-        save_plan(plan_best(checkpoint, inventory, found), Path(options.output))
+        _write({"": plan_best(checkpoint, inventory, found)}, options.output)
     return found
 
 

@@ -240,8 +240,12 @@ class OutputOptions(Options):
 
     refresh: Annotated[bool, REFRESH] = False
     output: Annotated[
-        str | Path | None, Option(help="Also write the plan to this file.", metavar="FILE", short="-o")
-    ] = None
+        str | Path | None,
+        Option(
+            help="Also write the plan to this file; into FOLDER/, run scripts and Kubernetes manifests too.",
+            metavar="FILE|FOLDER/", short="-o", typed=str,
+        ),
+    ] = None  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

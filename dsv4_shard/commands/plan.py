@@ -76,7 +76,7 @@ def plan(
     _show_plan(made, given.get("output"), as_json, details)
 
 
-def _show_plan(made: "Plan", output: Path | None, as_json: bool, details: bool) -> None:
+def _show_plan(made: "Plan", output: str | Path | None, as_json: bool, details: bool) -> None:
     """Show a plan, and exit with the code of its verdict."""
     from dsv4_shard.engines import Verdict, title_of
     from dsv4_shard.terminal.screens.plan import show_plan

@@ -342,17 +342,22 @@ def _fetch(job: "Job", download: bool) -> "Callable[[Checkpoint], Checkpoint] | 
     return (lambda checkpoint: with_download(checkpoint, files_of(job.recipe))) if download else None
 
 
+_NAME_RANKS = "Name the folder that reshard wrote, or DeepSeek's converter."
+
+
 def _prepare_merge(ranks: str | Path, out: str | Path, config: str | Path | None) -> "tuple[Checkpoint, Job]":
-    from dsv4_shard.opening import open_checkpoint, refuse_url
+    from dsv4_shard.opening import is_url, open_checkpoint, refuse_url
     from dsv4_shard.reassembly.merge_job import prepare_merge, source_of_ranks
     from dsv4_shard.storage import collector_paused
 
     refuse_url(Path(out), "Name a folder, and copy it to the store.")
+    if not is_url(str(ranks)) and not Path(ranks).exists():
+        raise UsageError(f"{ranks}: no such folder", hint=_NAME_RANKS)
     try:
         checkpoint, inventory = open_checkpoint(str(ranks), path_or_none(config))
     except NotACheckpoint as error:
         if error.hint == NotACheckpoint.hint:
-            error.hint = "Name the folder that reshard wrote, or DeepSeek's converter."
+            error.hint = _NAME_RANKS
         raise
     source_of_ranks(checkpoint)
     with collector_paused():

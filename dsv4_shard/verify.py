@@ -121,7 +121,7 @@ def _sample(options: Sample) -> "Fraction | None":
     if options.sample is None:
         return None
     if getattr(options, "signature", None) is not None:
-        raise UsageError("{sample} and {signature}: a signature is of every byte", hint="Leave one out.",
+        raise UsageError("{sample} and {signature}: a signature covers every byte", hint="Leave one out.",
                          parameters={"sample": ..., "signature": ...})  # fmt: skip
     if getattr(options, "against", None) is not None:
         raise UsageError("{sample} is of a result without {against}, which compares every byte", hint="Leave one out.",
@@ -192,7 +192,7 @@ def _source(folders: Sequence[Path], options: Against) -> "tuple[Checkpoint, Inv
         hint = "pip install torch, or verify without --numerics."
         raise UsageError.about("numerics", ..., "torch is not installed here", hint=hint)
     if options.layer is not None and not options.numerics:
-        raise UsageError("{layer} is of {numerics}", hint="Add --numerics, or leave out --layer.",
+        raise UsageError("{layer} needs {numerics}", hint="Add --numerics, or leave out --layer.",
                          parameters={"layer": ..., "numerics": ...})  # fmt: skip
     if options.against is None:
         return None

@@ -33,7 +33,7 @@ def demo(command_context: typer.Context, folder: options.DemoArg = Path("dsv4-de
     page = folder / "report.html"
     folder.mkdir(exist_ok=True)
     console = output_console()
-    paragraph(console, f"A checkpoint with DeepSeek-V4-Pro's structure, 4 layers and 16 experts small: {checkpoint}")
+    paragraph(console, f"Generates a checkpoint with V4-Pro's structure, 4 layers and 16 experts: {checkpoint}")
     write_checkpoint(checkpoint)
     numerics = ["--numerics"] if importlib.util.find_spec("torch") else []
     if not numerics:
@@ -51,6 +51,6 @@ def demo(command_context: typer.Context, folder: options.DemoArg = Path("dsv4-de
         if code := command_line.main(arguments, standalone_mode=False):
             raise typer.Exit(code)
     console.print()
-    for line in (f"The checkpoint is in {checkpoint},", f"its 16 ranks in {shards},", f"the plan in {plan_file},",
-                 f"and what to look at in {page}."):  # fmt: skip
+    for line in (f"The checkpoint is in {checkpoint}, its 16 ranks in {shards}, the plan in {plan_file}.",
+                 f"Open {page} in a browser. Next: dsv4-shard plan YOUR-CHECKPOINT"):  # fmt: skip
         paragraph(console, line)

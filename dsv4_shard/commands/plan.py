@@ -18,8 +18,9 @@ from dsv4_shard.catalog.request import (
 from dsv4_shard.errors import ExitCode, UsageError
 from dsv4_shard.terminal import options
 from dsv4_shard.terminal.arguments import default_repo, refuse_beside_compare, refuse_beside_from
-from dsv4_shard.terminal.output import show
+from dsv4_shard.terminal.output import output_console, show
 from dsv4_shard.terminal.process import reported
+from dsv4_shard.terminal.text import paragraph
 
 if TYPE_CHECKING:
     from dsv4_shard.catalog.request import Request
@@ -109,6 +110,8 @@ def _search(repo: str, as_json: bool, given: dict[str, Any], details: bool) -> N
         _plan_row(repo, [layout.request for layout in found.layouts], pick, as_json, given, details)
         return
     show(found, as_json, show_search)
+    if "output" in given and found.best is not None and not as_json:
+        paragraph(output_console(), f"Wrote {given['output']}: the plan of row 1.")
     if found.best is None:
         may_run = any(layout.fits for layout in found.unverified)
         raise typer.Exit(ExitCode.NOT_VERIFIED if may_run else ExitCode.NO)

@@ -48,7 +48,8 @@ def reshard(
 
     stored = is_url(out)
     if not stored and ("scratch" in given or "keep_scratch" in given):
-        raise UsageError(f"--scratch, --keep-scratch: {out} is a folder, and made in its own place")
+        option = "--scratch" if "scratch" in given else "--keep-scratch"
+        raise UsageError(f"{option}: {out} is a folder, not the URL of a store", hint=f"Leave {option} out.")
     if "download" in given or "ray" in given:
         gc.enable()  # bytes move before any task begins
     try:

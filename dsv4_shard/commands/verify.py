@@ -35,7 +35,7 @@ def verify(
     from dsv4_shard.verification import SharesVerification, Verification
 
     if len(out) > 1 and (alone := [name for name in names_of(SignatureToVerify) if name in given]):
-        raise UsageError(f"{as_option(alone[0])}: a signature is of one folder", hint="Verify one folder at a time.")
+        raise UsageError(f"{as_option(alone[0])}: a signature covers one folder", hint="Verify one folder at a time.")
     found: Verification | SharesVerification
     with progress_as(how, log_console(), as_json=as_json) as progress:
         if len(out) == 1:

@@ -113,9 +113,9 @@ def _hint(log: EngineLog) -> str:
             f"`{log.bare[:80]}` alone is the class of an error, not its message: give the traceback above it as well."
         )
     return (
-        "Known are the messages of SGLang, vLLM, TensorRT-LLM and DeepSeek's reference about how a model is cut, "
-        "loaded and held. Give the whole log (dsv4-shard explain LOG, or pipe it), from the first traceback on; with "
-        "`dsv4-shard plan REPO --tp N --engine ENGINE` the layout itself is checked."
+        "dsv4-shard knows messages of SGLang, vLLM, TensorRT-LLM and DeepSeek's reference about how a model is cut, "
+        "loaded and held. Give the whole log (dsv4-shard explain LOG, or pipe it), from the first traceback on. "
+        "`dsv4-shard plan REPO --tp N --engine ENGINE` checks the layout itself."
     )
 
 

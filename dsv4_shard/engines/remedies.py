@@ -26,7 +26,7 @@ def leave_out(*options: str) -> Remedy:
     """Remedy: leave out options. The engine then chooses EP and how shared experts are held."""
     words = " and ".join(map(as_option, options))
     defaults = {field.name: field.default for field in fields_of(Request) if field.name in options}
-    return Remedy(f"leave {words} out", _options(**defaults))
+    return Remedy(f"leave {words} out", _options(**defaults), left_out=options)
 
 
 MORE_DP = Remedy(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from dsv4_shard.engines.deployment import Context, Request
 from dsv4_shard.engines.stages import StartStage
 from dsv4_shard.models import Module
+from dsv4_shard.text.suggest import as_option
 from dsv4_shard.text.units import quotient
 
 NOT_VERIFIED = "not verified"
@@ -40,14 +41,19 @@ class Remedy:
         words: The remedy in general words.
         tries: Returns the requests that apply the remedy to a request, the likeliest first.
         said: Template over `asked` that describes the remedy for the request that helps (empty: use `words`).
+        left_out: Fields of the request that the remedy leaves out; only those that were asked for are said.
     """
 
     words: str
     tries: Callable[[Request], Iterable[Request]]
     said: str = ""
+    left_out: tuple[str, ...] = ()
 
-    def say(self, asked: Request) -> str:
-        """Describe the remedy for the request that helps."""
+    def say(self, asked: Request, before: Request) -> str:
+        """Describe the remedy for the request that helps, in place of the request `before`."""
+        given = [as_option(name) for name in self.left_out if getattr(asked, name) != getattr(before, name)]
+        if given:
+            return f"leave {' and '.join(given)} out"
         return (self.said or self.words).format(asked=asked, attention_tp=asked.tp // asked.dp)
 
 

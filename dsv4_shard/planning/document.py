@@ -101,8 +101,8 @@ class Plan(Document):
         if not self.verdict.is_good:
             return "Does not run"
         changes = f" with {counted(len(self.changes), 'change')} from the defaults" if self.changes else ""
-        lost = f" without {', '.join(loss.part for loss in self._lost)}" if self._lost else ""
-        return f"Runs{changes}{',' if changes and lost else ''}{lost}"
+        lost = f"; the shards lack {', '.join(loss.part for loss in self._lost)}" if self._lost else ""
+        return f"Runs{changes}{lost}"
 
     @property
     def reasons(self) -> tuple[str, ...]:

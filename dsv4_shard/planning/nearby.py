@@ -13,6 +13,9 @@ from dsv4_shard.planning.request import gpus_of
 _WINDOW = 16
 """Numbers of GPUs below the requested one that are tried one by one; below them, halves and powers of two are tried."""
 
+_PLACE = ("tp", "ep", "dp", "nodes", "engine", "engine_version", "gpu", "gpu_memory", "part_size")
+"""Fields of a request that no nearby layout drops."""
+
 
 def _sizes(gpus: int) -> Iterator[int]:
     """Yield numbers of GPUs near `gpus`: the same number, then fewer, nearest first, then more."""
@@ -27,14 +30,15 @@ def _sizes(gpus: int) -> Iterator[int]:
 def _variations(engine: Engine, request: Request, world: int) -> Iterator[Request]:
     """Yield requests for `world` GPUs near `request`, nearest first.
 
-    Requests with similar DP and EP and the same other options come before those with the engine's own choices, and
-    these before those without the draft model.
+    Requests with similar DP and EP and the same other options come before those with the engine's own choices, these
+    before those without the draft model, and last are those with no other options at all.
     """
     for dp, ep in _pairs(engine, request, world):
         nodes = request.nodes if engine.by_node and request.nodes and world % request.nodes == 0 else None
         same = replace(request, tp=engine.tp_on(world, dp), dp=dp, ep=ep_option(ep), nodes=nodes)
         own = replace(same, runner=None, a2a=None, shared_experts="auto")
-        yield from dict.fromkeys((same, own, replace(own, draft=None)))
+        bare = Request(**{name: getattr(same, name) for name in _PLACE})
+        yield from dict.fromkeys((same, own, replace(own, draft=None), bare))
 
 
 def _pairs(engine: Engine, request: Request, world: int) -> list[tuple[int, int]]:

@@ -73,7 +73,7 @@ def make_plan(
         changes=tuple(map(PlanChange.of, outcome.changes)),
         losses=tuple(map(PlanLoss.of, engine.losses(context))) if shards else (),
         notes=(*engine.notes(context), *draft_notes(inventory, request, context)) if outcome.keeps_rules else (),
-        unwritten=refusal,
+        unwritten=refusal if engine.layout else f"none of {inventory.family.title} for {engine.title}",
         assumptions=tuple(assumptions_of(outcome, NATIVE if shards else checkpoint.dialect)),
         modules=tuple(module_rows(engine, context, outcome.loads)),
         totals=outcome.totals,
@@ -147,6 +147,7 @@ def refuse_infeasible(plan: Plan) -> None:
     if plan.breaches:
         breach = plan.breaches[0]
         ways = [f"`{alternative.options}`" for alternative in plan.alternatives]
-        hint = f"These work: {', '.join(ways)}." if ways else "`dsv4-shard plan` shows what was weighed."
+        planned = f"dsv4-shard plan {shlex.quote(plan.source.label)} {options_of(plan.request)}"
+        hint = f"These work: {', '.join(ways)}." if ways else f"`{planned}` shows bytes and fit."
         error = LayoutNotVerified if plan.verdict is Verdict.UNVERIFIED else InfeasiblePlan
         raise error(f"{breach} ({breach.consequence})", hint=hint)

@@ -63,7 +63,7 @@ def running_ways(inventory: Inventory, request: Request, breach: Breach) -> Iter
         kept = [one for one in tries if one.engine != request.engine or _keeps(inventory, one, breach.rule)]
         alone = next((asked for asked in kept if _runs(inventory, asked, request.engine)), None)
         if alone is not None:
-            yield remedy.say(alone), alone
+            yield remedy.say(alone, request), alone
             continue
         seen = {request}
         together = (
@@ -72,7 +72,7 @@ def running_ways(inventory: Inventory, request: Request, breach: Breach) -> Iter
             if (end := _reach(inventory, asked, seen, request.engine, gpus, _TOGETHER)) is not None
         )
         for asked, end in together:
-            yield f"{remedy.say(asked)}; in all: {options_of(end)}", end
+            yield f"{remedy.say(asked, request)}; together with the rest: {options_of(end)}", end
             break
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from dsv4_shard.catalog.option import fields_of, words_of
-from dsv4_shard.catalog.options import REPLACED_RUNNERS
+from dsv4_shard.catalog.options import REPLACED_RUNNERS, VLLM_BROKEN_VERSIONS
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.catalog.request import LEAST_PART, LayoutOptions, Request, Target
 from dsv4_shard.engines import ENGINES, Engine, find_engine
@@ -28,7 +28,6 @@ def request_of(options: LayoutOptions) -> Request:
 _NAMES_OF: dict[str, Callable[[Engine], tuple[str, ...]]] = {
     "runner": lambda engine: (*engine.runners, *engine.other_runners),
     "a2a": lambda engine: engine.a2a,
-    "engine_version": lambda engine: engine.versions,
 }
 """Option → the names that an engine has for it."""
 
@@ -43,9 +42,18 @@ def refuse_unknown_names(options: Target, engine: Engine) -> None:
         value = getattr(options, name, None)
         every = [one for known in ENGINES.values() for one in names_of(known)]
         if value is not None and value not in every:
-            offered = [one for one in names_of(engine) if one not in engine.other_runners]
-            hint = REPLACED_RUNNERS.get(value) or did_you_mean(value, offered or every)
-            raise UsageError.about(name, value, "not supported by any engine here", hint=hint)
+            hint = REPLACED_RUNNERS.get(value) or did_you_mean(value, names_of(engine) or every)
+            raise UsageError.about(name, value, "no engine has it", hint=hint)
+    _refuse_unknown_version(options, engine)
+
+
+def _refuse_unknown_version(options: Target, engine: Engine) -> None:
+    """Refuse a version that the engine's table does not know; those that load and then fail have a rule."""
+    version = getattr(options, "engine_version", None)
+    if version is not None and engine.versions and version not in engine.versions:
+        works = [one for one in engine.versions if one not in VLLM_BROKEN_VERSIONS]
+        raise UsageError.about("engine_version", version, f"not supported for {engine.title}",
+                               hint=f"Supported: {', '.join(works)}.")  # fmt: skip
 
 
 def check_request(request: Request) -> None:

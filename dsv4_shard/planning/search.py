@@ -27,7 +27,7 @@ from dsv4_shard.text.document import Document, html_table
 from dsv4_shard.text.units import counted, gib
 from dsv4_shard.version import __version__
 
-SCHEMA_VERSION: Literal[3] = 3
+SCHEMA_VERSION: Literal[4] = 4
 
 _HTML_ROWS = 20
 
@@ -55,8 +55,9 @@ class Search(Document):
     """
 
     kind: Literal["search"] = "search"
-    schema_version: Literal[3]
+    schema_version: Literal[4]
     tool_version: str
+    checkpoint: str
     gpus: int
     gpu: str | None
     context: int | None
@@ -127,6 +128,7 @@ def search(
     return Search(
         schema_version=SCHEMA_VERSION,
         tool_version=__version__,
+        checkpoint=checkpoint.source.label,
         gpus=asked.tp,
         gpu=asked.gpu or asked.gpu_memory,
         context=session,
@@ -210,7 +212,7 @@ def _unknown(inventory: Inventory, gpu: Gpu | None, engines: Iterable[str]) -> I
         breaches = choose(inventory, Request(1, engine=name)).breaches
         reason = next((one.reason for one in breaches if one.unknown), None)
         if reason is None and gpu is not None and not gpu.verified:
-            reason = f"not verified on {gpu.full_title}; `plan REPO --gpu {gpu.name}` finds how many hold the weights"
+            reason = f"not verified on {gpu.full_title}"
         if reason is not None:
             yield name, f"{engine.title}: {reason}"
 

@@ -12,6 +12,7 @@ from dsv4_shard.models import NATIVE
 from dsv4_shard.planning.host_memory import direct_node_bytes, node_bytes
 from dsv4_shard.planning.launch_documents import BY_PLAN, PlanLaunch, PlanWay
 from dsv4_shard.planning.outcome import LayoutOutcome
+from dsv4_shard.planning.request import options_of
 
 
 class Shards(NamedTuple):
@@ -48,7 +49,7 @@ def ways_of(checkpoint: Checkpoint, outcome: LayoutOutcome, label: str, shards: 
         yield PlanWay(
             serves=BY_PLAN,
             node_bytes=direct_node_bytes(context, outcome.loads),
-            prepare=None,
+            prepare=f"dsv4-shard plan {shlex.quote(label)} {options_of(outcome.request)} -o plan.json",
             launch=PlanLaunch.of(
                 _by_plan(engine.launch(context, shlex.quote(label), False)).with_changes(outcome.cache_changes),
                 has_draft=has_draft,

@@ -249,7 +249,7 @@ def _matrix(report: ReportContent) -> dict[str, Any]:
     )  # fmt: skip
     return {
         "matrix": grid_of(report.inspection.matrix, gpu, _asked(plan.request) if plan else None),
-        "matrix_note": note.format("options under a number are needed for as many GPUs."),
+        "matrix_note": note.format("options below a number: the layout that runs on that many GPUs."),
     }
 
 

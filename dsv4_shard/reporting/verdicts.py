@@ -37,7 +37,7 @@ def shown(verdict: Verdict, *, is_weighed: bool, otherwise: bool = False) -> Sho
         otherwise: Whether other options run on as many GPUs.
     """
     if otherwise:
-        return Shown(f"{verdict}; as many GPUs do with the options named", "✗*", _COLOURS[verdict])
+        return Shown(f"{verdict}; runs with the options below", "✗*", _COLOURS[verdict])
     if verdict.is_good and not is_weighed:
         return Shown(f"{verdict}, by its rules; memory was not checked", _SIGNS[verdict], UNWEIGHED)
     return Shown(str(verdict), _SIGNS[verdict], _COLOURS[verdict])

@@ -179,7 +179,7 @@ def deploy(plan: Plan, inventory: Inventory) -> tuple[Engine, Layout, Context]:
     engine = engine_for(request.engine, inventory.family)
     if engine.layout is None:
         raise UsageError(
-            f"{engine.title} has no file format for shards of {inventory.family.title} in this version",
+            f"dsv4-shard writes no rank files of {inventory.family.title} for {engine.title}",
             hint="Serve the checkpoint itself, as `plan` says, or the folders of --engine node.",
         )
     if plan.unwritten is not None:

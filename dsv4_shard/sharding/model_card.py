@@ -192,15 +192,22 @@ def _serving(plan: Plan, names: Collection[str], engine: str) -> Iterator[str]:
     for name, content in launch.files.items():
         yield f"{_code(name)} holds {_code(content.strip())}."
         yield ""
-    environment = "".join(f"{key}={value} " for key, value in launch.environment.items())
-    yield f"{_code(str(plan.out))} is the folder with `manifest.json`."
-    yield ""
-    yield from _block(*(environment + command for command in launch.commands))
+    out = shlex.quote(str(plan.out))
+    command, more = launch.on_every_node
+    settings = ["export SHARDS=/path/to/these/files   # the folder with manifest.json"]
+    if len(launch.commands) > 1:
+        settings.append("export NODE0=10.0.0.1 NODE_RANK=0   # node 0's address, this node's number")
+        yield "On every node:"
+        yield ""
+    yield from _block(*settings, command.replace(out, "$SHARDS"))
+    if more:
+        yield ""
+        yield f"On every node but the first, add {_code(' '.join(more))}."
     if launch.draft_options:
         yield ""
-        yield "Options for the MTP draft model:"
+        yield "For the draft model, add:"
         yield ""
-        yield from _block(launch.draft_options)
+        yield from _block(launch.draft_options.replace(out, "$SHARDS"))
 
 
 def _verification(plan: Plan) -> Iterator[str]:

@@ -37,10 +37,18 @@ def no_command(name: str, commands: Collection[str]) -> UsageError:
     return UsageError(f"no command called {short(name)}", hint=_meant(name, commands) or f"Known: {_listed(commands)}.")
 
 
+_OF_PLAN = ("--gpus", "--pick")
+"""Options that search for layouts, which only `plan` and `report` have."""
+
+_OF_PLAN_HINT = "Find one: `dsv4-shard plan REPO --gpus 16 --pick 1 -o plan.json`, then --plan plan.json."
+
+
 def _as_ours(error: Any, context: Any) -> UsageError:
     """Return the error of Typer as the tool's own."""
     how = f"`{context.command_path} --help` lists all options."
     match type(error).__name__:
+        case "NoSuchOption" if error.option_name in _OF_PLAN:
+            return UsageError(f"no option called {error.option_name}: one layout is written", hint=_OF_PLAN_HINT)
         case "NoSuchOption":
             options = [name for name in options_of(context) if name.startswith("--")]
             return UsageError(f"no option called {short_name(error.option_name)}",

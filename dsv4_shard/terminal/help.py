@@ -37,7 +37,7 @@ NO = {
     "merge": None,
     "verify": "something differs, no result, or not the expected signature",
     "sign": "the folder holds no result, or a damaged one",
-    "explain": "nothing in it is known",
+    "explain": "no message in it is recognised",
     "gpus": None,
     "demo": None,
 }

@@ -20,9 +20,7 @@ SECONDS_BETWEEN_LINES = 1.0
 def progress_as(how: str, console: Console, *, as_json: bool, on_written: OnWritten = lambda _: None) -> TaskProgress:
     """Return the progress that `--progress` names. Raises UsageError."""
     if how.lower() not in PROGRESS:
-        raise UsageError.about(
-            "progress", how, f"must be one of: {', '.join(PROGRESS)}", hint=did_you_mean(how, PROGRESS)
-        )
+        raise UsageError.about("progress", how, "no such form of progress", hint=did_you_mean(how, PROGRESS))
     if how.lower() == "json":
         return ProgressLines(sys.stderr, on_written)
     return ProgressBars(console, quiet=as_json or how.lower() == "none", on_written=on_written)

@@ -116,7 +116,7 @@ def _job_of_merge(folder: Path, manifest: Manifest, checkpoint: Checkpoint, inve
     for difference in differences(manifest.source, origin):
         raise ForeignPlan(
             f"{folder}: not merged from this checkpoint's bytes: {difference}",
-            hint="Ranks that hold other bytes than their checkpoint merge into another one: compare with the ranks.",
+            hint="Shards that hold wo_a decoded or experts cast merge into other bytes: name them after --against.",
         )
     origin = origin.model_copy(update={"revision": manifest.source.revision})
     return replace(prepare_merge(checkpoint, inventory), origin=origin)

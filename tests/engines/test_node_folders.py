@@ -32,6 +32,7 @@ from dsv4_shard.sharding.manifest import load_manifest
 from dsv4_shard.sharding.outcome import Outcome
 from dsv4_shard.sharding.run import reshard
 from dsv4_shard.sources.checkpoint_files import INDEX_FILE
+from dsv4_shard.text.units import size
 from dsv4_shard.verification.moe_numerics import check_numerics
 from dsv4_shard.verification.result_folder import verify
 
@@ -490,8 +491,8 @@ def test_the_plan_says_what_a_folder_holds_and_what_it_does_not_serve() -> None:
     *_, folders, serves, links, vllm = make_plan(checkpoint, inventory, Request(16, engine="node", nodes=2)).notes
     total = sum(tensor.nbytes for tensor in checkpoint.tensors.values())
     experts = sum(tensor.nbytes for name, tensor in checkpoint.tensors.items() if expert_of(name) >= 0)
-    assert f"{(total - experts / 2) / 1e9:.4g} GB of {total / 1e9:.4g} GB" in folders
-    assert f"dense tensors whole ({(total - experts) / 1e9:.4g} GB)" in folders
+    assert f"{size(total - experts // 2)} of {size(total)}" in folders
+    assert f"dense tensors whole ({size(total - experts)})" in folders
     assert "192 of 384 experts" in folders
     for word in ("EP over all GPUs", "EPLB", "redundant experts", "missing expert"):
         assert word in serves

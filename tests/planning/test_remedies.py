@@ -67,7 +67,7 @@ def test_a_way_out_that_needs_others_names_all_options() -> None:
     inventory, request = inventory_of(PRO)[1], Request(24, ep=5)
     breach = choose(inventory, request).breaches[0]
     ((words, end),) = running_ways(inventory, request, breach)
-    assert words.endswith("; in all: --tp 24 --ep 1 --dp 3")
+    assert words.endswith("; together with the rest: --tp 24 --ep 1 --dp 3")
     assert (end.dp, end.ep) == (3, 1)
     assert ways_out(inventory, request, breach) == (words,)
 

@@ -59,7 +59,7 @@ def request_after(way: str, asked: Request) -> Request | None:
     """The request that a way out describes; None for what is not of this tool."""
     fields = {field.name.replace("_", "-"): field for field in fields_of(Request)}
     left_out = re.match(r"leave (.+) out(;|$)", way)
-    whole = way.partition("in all: ")[2]
+    whole = way.partition("together with the rest: ")[2]
     words = whole or (way.partition(",")[0] if not left_out else "")
     named = {name: value for name, value in _OPTION.findall(words) if name in fields}
     if not named and not left_out:

@@ -135,7 +135,7 @@ LAUNCH = (
             say("SGLang 0.5.23 serves V4.1 without {feature}, which an option or a variable of this launch asks for"),
             ("leave it out: --pp-size, --speculative-algorithm (DSPARK alone is taken), --enable-hisparse, "
              "--enable-two-batch-overlap", "TP, EP and attention DP in its place",
-             "dsv4-shard plan REPO --tp N --gpu GPU: what a rank weighs"), CONFIGURATION,
+             "dsv4-shard plan REPO --tp N --gpu GPU: the bytes per GPU"), CONFIGURATION,
             anchors=("DeepSeek-V4.1 does not support",)),
     Message(SGLANG, r"FlashInfer MegaMOE is only supported with --attn-dp-size equal to --tp-size", _attention_dp,
             ("--attn-dp-size equal to --tp", "another --moe-a2a-backend: deepep"), CONFIGURATION),

@@ -12,7 +12,7 @@ from dsv4_shard.models import TARGET, Role
 from dsv4_shard.planning import choose, options_of, outcome_of
 from dsv4_shard.text.units import gib, size
 
-_ROOM = ("dsv4-shard plan REPO --tp N --gpu GPU: what a rank weighs, and the nearest layouts that fit",
+_ROOM = ("dsv4-shard plan REPO --tp N --gpu GPU: the bytes per GPU, and the nearest layouts that fit",
          "experts spread or cut over more GPUs: --ep, --tp", "less beside the weights: a shorter context, fewer "
          "requests and CUDA graphs")  # fmt: skip
 

@@ -91,7 +91,7 @@ def notes(context: Context) -> tuple[str, ...]:
 
 NODE_ANY = Engine(
     name="node",
-    title="node subsets (EP)",
+    title="node folders",
     version=ANY_ENGINE,
     families=(V41,),
     serves=False,

@@ -29,6 +29,7 @@ from dsv4_shard.engines.vllm.v3 import VLLM_V3
 from dsv4_shard.models import Module, Part, Stage, TensorName
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 from dsv4_shard.tensors.header import Tensor
+from dsv4_shard.text.units import size
 
 EP_RULE = Requires(
     "ep-tp", Module.ROUTED, lambda c: c.deployment.ep == c.deployment.tp,
@@ -113,8 +114,8 @@ def folders_notes(context: Context) -> tuple[str, ...]:
     dense, experts = _nbytes(context)
     each = dense + experts // deployment.nodes
     return (
-        f"a folder for each of {deployment.nodes} nodes, {_gb(each)} of {_gb(dense + experts)}: dense tensors whole "
-        f"({_gb(dense)}), and {_experts(context)}; --ranks takes node numbers",
+        f"a folder for each of {deployment.nodes} nodes, {size(each)} of {size(dense + experts)}: dense tensors whole "
+        f"({size(dense)}), and {_experts(context)}; --ranks takes node numbers",
         "for EP over all GPUs with experts in order, without EPLB, redundant experts or expert maps; no engine "
         "notices a missing expert, so start each node on its own folder",
         "files that a node gets whole are hard links to the checkpoint's own where both are on one file system: "
@@ -176,7 +177,7 @@ class Subsets:
         """The engine `node` for this model."""
         return Engine(
             name="node",
-            title="node subsets (EP), SGLang",
+            title="node folders, SGLang",
             version=self.serving.version,
             families=self.serving.families,
             serves=False,
@@ -229,10 +230,6 @@ def _nbytes(context: Context) -> tuple[int, int]:
         else:
             dense += group.nbytes * count
     return dense, experts
-
-
-def _gb(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.4g} GB"
 
 
 NODE = Subsets(SGLANG, vllm.VLLM).engine()

@@ -267,7 +267,7 @@ SHARED_RULE = Divides(
 QUANTIZED_MOE_RULE = Divides(
     "quantized-moe", Module.ROUTED, lambda c: c.config.moe_intermediate_size, "moe_intermediate_size",
     lambda c: c.deployment.moe_tp, "MoE TP",
-    lambda c: c.block(Role.SHARED_GATE).rows if c.deployment.shared == "split" else 1, "blocks",
+    lambda c: c.block(Role.SHARED_GATE).rows if c.deployment.shared == "split" else 1, "multiples",
     Symptom(
         "ValueError: moe_intermediate_size {size} must be divisible by moe_tp_size ({parts}) which is tp_size "
         "({context.deployment.tp}) divided by moe_ep_size ({context.deployment.ep}).", remedies=(MORE_EP,),

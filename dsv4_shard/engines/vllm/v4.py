@@ -6,7 +6,6 @@ Attention is cut over TP. Data parallelism adds more groups of TP ranks, and the
 whole only under sequence parallelism (EP with data parallelism or with a mega-MoE backend).
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from math import gcd
@@ -52,7 +51,7 @@ from dsv4_shard.engines.vllm.backends import (
     table_of,
 )
 from dsv4_shard.engines.vllm.kv_cache import cache_of, memory_share
-from dsv4_shard.engines.vllm.launch import launch, replica_pattern
+from dsv4_shard.engines.vllm.launch import launch
 from dsv4_shard.models import V4, Module, Part, Role
 from dsv4_shard.tensors.geometry import FP4_GROUP, NVFP4_GROUP
 from dsv4_shard.text.units import quotient
@@ -111,7 +110,8 @@ CHOICES: tuple[Rule, ...] = (
     Requires(
         "broken-version", Module.HYPER, lambda c: c.deployment.version not in VLLM_BROKEN_VERSIONS,
         "vLLM {at.version} loads sharded_state and then fails in the first forward (hc_attn_fn_broadcast is not set)",
-        "AssertionError", remedies=("vLLM 0.29.0 or later, which mends it: upstream PR 51368",), fatal=True,
+        "AssertionError", fatal=True,
+        remedies=(f"--engine-version {VLLM_VERSIONS[0]} (vLLM mends it from 0.29.0 on: upstream PR 51368)",),
         heard=("hc_attn_fn_broadcast…AssertionError",), stage=StartStage.SERVING,
     ),
     version_rule(*VLLM_VERSIONS),
@@ -422,18 +422,7 @@ def notes(context: Context) -> tuple[str, ...]:
     if config.n_routed_experts % deployment.ep:
         least, more = divmod(config.n_routed_experts, deployment.ep)
         lines.append(f"routed experts uneven: {more} ranks hold {least + 1}, the others {least} (not with EPLB)")
-    if deployment.dp > 1 and not is_mega(context):
-        lines.append(_stock_start())
     return tuple(lines)
-
-
-def _stock_start() -> str:
-    """How stock vLLM serves the shards of a data-parallel deployment."""
-    pattern = json.dumps({"pattern": replica_pattern("R")})
-    return (
-        "without this package, stock vLLM loads the shards of each replica R by a command of its own: add "
-        f"--data-parallel-rank R --load-format sharded_state --model-loader-extra-config '{pattern}'"
-    )
 
 
 def _padded(what: str, blocks: int, unit: int, ranks: int) -> str:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from dsv4_shard.terminal.screens.search import titles
+from dsv4_shard.terminal.screens.search import show_not_verified, titles
 from dsv4_shard.terminal.shell_commands import to_copy
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import heading, item, title
@@ -25,8 +25,7 @@ def show_fewest(console: Console, found: "Fewest", *, details: bool = False) -> 
     """
     narrowed = f", with {found.narrowed_by}" if found.narrowed_by else ""
     title(console, f"The fewest GPUs that hold {found.checkpoint}, by kind{narrowed}")
-    for reason in found.unknown:
-        item(console, f"not verified: {reason}", "yellow")
+    show_not_verified(console, found.unknown)
     rows = [(number, kind, kind.layout) for number, kind in enumerate(_held(found), 1) if kind.layout is not None]
     shown = [row for row in rows if details or row[1].verified] or rows
     if shown:
@@ -81,9 +80,10 @@ def _show_rows(console: Console, rows: "list[Row]") -> None:
         parallel = layout.options.partition(" --gpu")[0].partition(" --engine")[0].partition(" --runner")[0]
         table.add(str(number), kind.gpu, f"{kind.gpus}{mark}", *sizes, tokens, layout.deployment.engine, parallel)
     table.show(console)
+    is_verified = all(kind.verified for _, kind, _ in rows)
     for line in (
         "GiB: weights on the fullest GPU; free: for KV cache, activations and graphs",
         "Mtok: millions of tokens of KV cache, by the engine's own accounting; ? not known",
-        *(("5?: not verified on this kind of GPU",) if any(not kind.verified for _, kind, _ in rows) else ()),
+        *(() if is_verified else ("? after a number of GPUs: not verified on this kind",)),
     ):
         item(console, line, "dim")

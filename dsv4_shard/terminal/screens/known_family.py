@@ -54,10 +54,11 @@ def _show_next(console: Console, inspection: "Inspection") -> None:
     command = f"dsv4-shard plan {shlex.quote(inspection.identity.label)}"
     to_copy(console, command, "the fewest GPUs of each kind that hold it")
     running = [cell for cell in inspection.matrix if cell.verdict.is_good]
+    gpu = next((f" --gpu {gpu.name}" for gpu in GPUS.values() if gpu.title == inspection.gpu), "")
     if running:
         first = max(running, key=lambda cell: (cell.engine == running[0].engine, cell.tp))
         engine = "" if first.engine == DEFAULT_ENGINE else f" --engine {first.engine}"
-        to_copy(console, f"{command} --tp {first.tp}{engine}")
+        to_copy(console, f"{command} --tp {first.tp}{engine}{gpu}")
 
 
 def show_findings(console: Console, findings: "tuple[InspectionFinding, ...]", none: str) -> None:
@@ -159,8 +160,9 @@ def _with_memory(title: str) -> str:
 def _in_short(row: "list[MatrixCell]") -> Iterator[str]:
     """Yield the changes of an engine's layouts, the options for as many GPUs, and what is not verified."""
     texts: dict[str, list[int]] = {}
+    alike = {(cell.verdict, cell.reason) for cell in row}
     for cell in row:
-        if cell.verdict is Verdict.UNVERIFIED:
+        if cell.verdict is Verdict.UNVERIFIED or (len(alike) == 1 and not cell.otherwise and cell.reason):
             texts.setdefault(str(cell.reason), []).append(cell.tp)
         for change in cell.changes if cell.verdict is Verdict.CHANGED else ():
             texts.setdefault(str(change), []).append(cell.tp)
@@ -178,7 +180,7 @@ def _reasons(row: "list[MatrixCell]") -> Iterator[str]:
 def _at(row: "list[MatrixCell]", numbers: list[int], text: str) -> str:
     """A text with its engine and sizes; alone if it is of all sizes and names the engine itself."""
     engine = _short(row[0].engine)
-    if len(numbers) == len(row) and row[0].verdict is Verdict.UNVERIFIED:
+    if len(numbers) == len(row) and not row[0].verdict.is_good:
         return text
     return f"{engine} TP {', '.join(map(str, numbers))}: {text}"
 

@@ -16,7 +16,7 @@ from dsv4_shard.planning import BY_PLAN, MEMORY_RULE, broken_grids
 from dsv4_shard.terminal.screens.block_picture import show_broken
 from dsv4_shard.terminal.screens.plan_details import PLUGIN, show_details
 from dsv4_shard.terminal.shell_commands import to_copy
-from dsv4_shard.terminal.text import MIN_WIDTH, heading, item, named, paragraph, title, wrap
+from dsv4_shard.terminal.text import heading, item, named, paragraph, title
 from dsv4_shard.text.sanitize import clean
 from dsv4_shard.text.units import counted, gib, rounded
 
@@ -94,14 +94,14 @@ def show_memory(console: Console, plan: "Plan") -> None:
         draft += " of the weights" if own and plan.serves_draft else ""
         left = f"{gib(memory.left)} free" if memory.fits else f"{gib(-memory.left)} short"
         item(console, f"weights {memory.weights / _GIB:.1f} of {gib(memory.capacity)} per GPU, {left}{draft}")
-        if memory.kv_cache is not None and not _is_said(plan, memory.kv_cache):
-            item(console, _cache(memory.kv_cache))
+        if memory.kv_cache is not None and not memory.kv_cache.stops:
+            is_said = _is_said(plan, memory.kv_cache)
+            item(console, memory.kv_cache.words[1] if is_said else _cache(memory.kv_cache))
 
 
 def _is_said(plan: "Plan", cache: "PlanCache") -> bool:
-    """Whether a breach, or a change from the defaults, says already that they leave no room for KV cache."""
-    changed = any(cache.option in setting for one in plan.changes for setting in one.settings)
-    return cache.stops or (cache.stops_by_default and changed)
+    """Whether a change from the defaults says already that they leave no room for KV cache."""
+    return cache.stops_by_default and any(cache.option in setting for one in plan.changes for setting in one.settings)
 
 
 def _cache(cache: "PlanCache") -> str:
@@ -127,7 +127,7 @@ def _show_ways(console: Console, plan: "Plan", plan_file: str | None) -> None:
     """The ways to serve. What differs between nodes stands above the first command that needs it."""
     console.print()
     if plan.unwritten and plan.ways:
-        item(console, f"no shards can be written: {plan.unwritten}", "yellow", indent=0)
+        item(console, f"no shards are written: {plan.unwritten}", "yellow", indent=0)
     is_said = False
     for number, way in enumerate(plan.ways):
         if way.serves == BY_PLAN:
@@ -142,13 +142,8 @@ def _show_ways(console: Console, plan: "Plan", plan_file: str | None) -> None:
         is_said = is_said or show_nodes(console, *way.launch.on_every_node)
         _show_command(console, way)
         if plan.losses and way.serves == "checkpoint" and way.launch.draft_options:
-            _comment(console, f"with {plan.losses[0].part}, add {way.launch.draft_options}")
-
-
-def _comment(console: Console, text: str) -> None:
-    """Show text that a shell ignores, also where it takes several lines."""
-    for part in wrap(text, max(MIN_WIDTH, console.width) - len("  # ")):
-        console.print(Text(f"  # {part}"), soft_wrap=True)
+            item(console, f"# with {plan.losses[0].part}, add")
+            console.print(Text(f"  # {way.launch.draft_options}"), soft_wrap=True)
 
 
 def show_nodes(console: Console, command: str, more: tuple[str, ...]) -> bool:
@@ -173,8 +168,8 @@ def _show_more(console: Console, plan: "Plan", plan_file: str | None) -> None:
     """Name what this screen leaves out."""
     hidden = len(plan.notes) - _NOTES_SHOWN
     details = f"--details ({counted(hidden, 'more note')})" if hidden > 0 else "--details"
-    options = (details, *(() if plan_file else ("-o plan.json",)), "dsv4-shard report")
-    item(console, f"More: {', '.join(options)}", "dim", indent=0)
+    options = (details, *(() if plan_file else ("-o plan.json",)))
+    item(console, f"More: {', '.join(options)}; `report` in place of `plan` writes a page", "dim", indent=0)
 
 
 def _show_breaches(console: Console, plan: "Plan", engine: str) -> None:
@@ -197,7 +192,7 @@ def _show_breaches(console: Console, plan: "Plan", engine: str) -> None:
 def _show_alternatives(console: Console, plan: "Plan") -> None:
     if plan.verdict is Verdict.UNVERIFIED:
         return
-    heading(console, "Nearest layouts that run" if plan.alternatives else "No layout near it is known to run")
+    heading(console, "Nearest layouts that run" if plan.alternatives else "No layout near it runs")
     for near in plan.alternatives:
         command = f"dsv4-shard plan {shlex.quote(plan.source.label)} {near.options}"
         to_copy(console, command, f"{counted(near.gpus, 'GPU')}, {gib(near.bytes_per_rank)} per GPU")

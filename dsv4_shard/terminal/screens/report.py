@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from dsv4_shard.catalog.gpus import counted_gpus
 from dsv4_shard.engines import title_of
 from dsv4_shard.terminal.text import item, paragraph
-from dsv4_shard.text.units import counted
 
 if TYPE_CHECKING:
     from dsv4_shard.reporting import Report
@@ -23,6 +23,7 @@ def show_report(console: Console, report: "Report", output: Path) -> None:
         engine = title_of(plan.request.engine, plan.engine_version)
         about = f"TP {plan.deployment.tp} on {engine} {plan.deployment.version}: {plan.verdict}"
     elif report.search is not None:
-        about = f"no layout runs on {counted(report.search.gpus, 'GPU')}"
+        verdict = "not verified" if report.search.unverified else "no layout runs"
+        about = f"{counted_gpus(report.search.gpus, report.search.gpu)}: {verdict}"
     paragraph(console, f"Wrote {output}. Open it in a browser.")
     item(console, about)

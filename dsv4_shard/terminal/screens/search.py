@@ -1,5 +1,6 @@
 """Prints the result of `plan --gpus`: the layouts that run, best first."""
 
+import shlex
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -21,11 +22,10 @@ _LAYOUTS_SHOWN = 12
 
 def show_search(console: Console, found: "Search") -> None:
     """Show the layouts, best first, the meaning of the numbers, and the command that plans the best one."""
-    searched = titles(found.engines)
+    searched = titles(found.engines) if found.engines else "not verified"
     narrowed = f", with {found.narrowed_by}" if found.narrowed_by else ""
     title(console, f"{counted_gpus(found.gpus, found.gpu)}: {searched}{narrowed}")
-    for reason in found.unknown:
-        item(console, f"not verified: {reason}", "yellow")
+    show_not_verified(console, found.unknown)
     if found.unverified:
         _show_unverified(console, found)
     if not found.engines:
@@ -34,7 +34,8 @@ def show_search(console: Console, found: "Search") -> None:
     if found.layouts:
         _show_layouts(console, found)
     for way in found.elsewhere:
-        item(console, f"{counted_gpus(way.gpus, way.gpu)} would do: {way.options}")
+        title(console, f"{counted_gpus(way.gpus, way.gpu)} would do")
+        to_copy(console, f"dsv4-shard plan {shlex.quote(found.checkpoint)} {way.options}")
     kinds = f"{counted(found.tried, 'layout')} of {searched} on {counted(found.gpus, 'GPU')}"
     item(console, f"searched: {kinds}{f'; {found.reach}' if found.reach else ''}")
     if found.command:
@@ -42,9 +43,18 @@ def show_search(console: Console, found: "Search") -> None:
         to_copy(console, found.command)
 
 
+def show_not_verified(console: Console, reasons: "Sequence[str]") -> None:
+    """Show why engines are not verified; those of one reason have one line."""
+    engines: dict[str, list[str]] = {}
+    for engine, _, reason in (one.partition(": ") for one in reasons):
+        engines.setdefault(reason, []).append(engine)
+    for reason, names in engines.items():
+        item(console, f"{', '.join(names)}: {reason}", "yellow")
+
+
 def titles(engines: "Sequence[str]") -> str:
     """The titles of the engines that a search tried."""
-    return ", ".join(find_engine(name).title for name in engines) or "no engine is verified for a search"
+    return ", ".join(find_engine(name).title for name in engines)
 
 
 def _heading(found: "Search") -> str:
@@ -70,7 +80,7 @@ def _show_layouts(console: Console, found: "Search") -> None:
     room = ("Mtok", "sessions") if found.context else ("Mtok",)
     first = found.layouts[0]
     name, unit = binary_unit(first.weight_bytes)
-    columns = ("", "engine", "TP", "EP", "DP", "shared", name, *room, "whole", "kB", "+", "options")
+    columns = ("", "engine", "TP", "EP", "DP", "shared", name, *room, "same", "kB", "+", "options")
     table = Table(*columns, right=(0, 2, 3, 4, *range(6, 10 + len(room))))
     for number, row in enumerate(found.layouts[:_LAYOUTS_SHOWN], 1):
         deployment, sent = row.deployment, row.sent_bytes_per_token_and_layer
@@ -97,7 +107,7 @@ def _show_layouts(console: Console, found: "Search") -> None:
         f"{name}: weights on the fullest GPU{memory}{ranked.get('weights', '')}; ! does not fit",
         "Mtok: millions of tokens of KV cache, by the engine's own accounting; ? not known" + ranked.get("tokens", ""),
         *((f"sessions: of {found.context:,} tokens each, at once, in all attention groups",) if found.context else ()),
-        f"whole: {name} of the weights that every GPU has whole, or as padding",
+        f"same: {name} of the weights that are the same on every GPU, or padding",
         "kB: sent by all GPUs together per token and layer, by formula" + ranked.get("sent", ""),
         "+: other runners, all-to-all backends or EP with the same numbers",
         "options: the --runner, --a2a or --shared-experts to ask for. These numbers do not predict speed.",

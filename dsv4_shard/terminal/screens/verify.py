@@ -53,9 +53,8 @@ def _show_missing(console: Console, found: "Verification | SharesVerification", 
 
 
 def _show_verified(console: Console, verification: "Verification") -> None:
-    held = (
-        f"{counted(verification.files, 'file')}, {counted(verification.tensors, 'tensor')}, {size(verification.bytes)}"
-    )
+    tensors = f"{counted(verification.tensors, 'tensor')} of {size(verification.bytes)}"
+    held = f"{counted(verification.files, 'file')}, {tensors}"
     against = f", against {verification.against or 'its manifest'}"
     if verification.sampled_bytes is not None:
         against += f", {size(verification.sampled_bytes)} of tensors chosen at random"

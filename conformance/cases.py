@@ -87,6 +87,11 @@ class Case:
         return self.variant.startswith("dspark-")
 
     @property
+    def is_static(self) -> bool:
+        """Whether SGLang takes DSpark only with SGLANG_RAGGED_VERIFY_MODE=static, its default: no confidence head."""
+        return self.a2a is not None and self.dp > 1
+
+    @property
     def request(self) -> dict[str, Any]:
         """What a user of dsv4-shard asks for: the fields of `catalog.request.Request`."""
         return {
@@ -114,7 +119,7 @@ class Case:
             if self.sm == 100 and self.variant.removeprefix("dspark-") in BF16_O_A:
                 variables["SGLANG_OPT_FP8_WO_A_GEMM"] = "0"
             if self.draft and self.dspark:
-                variables["SGLANG_RAGGED_VERIFY_MODE"] = "compact"  # by default it builds no confidence head
+                variables["SGLANG_RAGGED_VERIFY_MODE"] = "static" if self.is_static else "compact"
         return variables
 
     def to_dict(self) -> dict[str, Any]:
@@ -203,6 +208,8 @@ def _sglang() -> Iterator[Case]:
         (1, 1, "split", 100), (2, 1, "split", 100), (4, 4, "whole", 100), (4, 2, "split", 100),
     ):  # fmt: skip
         yield Case("sglang", "nvfp4", "marlin" if sm == 90 else "auto", tp, ep, shared=shared, sm=sm)
+    for tp, ep, shared in ((1, 1, "split"), (2, 1, "split"), (2, 2, "whole"), (4, 2, "whole"), (4, 4, "split")):
+        yield Case("sglang", "nvfp4", "auto", tp, ep, shared=shared, draft=True, sm=100)
 
 
 def _sglang_dspark() -> Iterator[Case]:
@@ -226,6 +233,15 @@ def _sglang_dspark() -> Iterator[Case]:
     ):
         yield Case("sglang", f"dspark-{variant}", runner, tp, ep, dp, shared, draft=True, sm=sm)
     yield Case("sglang", "dspark-fp4", tp=2, ep=2, shared="whole", a2a="deepep", draft=True)
+    for variant, runner, tp, ep, dp, shared, a2a, sm in (
+        ("fp4", "marlin", 2, 1, 2, "split", None, 90),
+        ("fp4", "marlin", 4, 1, 2, "whole", None, 90),
+        ("fp4", "flashinfer_mxfp4", 4, 4, 4, "whole", None, 90),
+        ("fp8", "triton", 4, 2, 2, "split", None, 90),
+        ("fp4", "auto", 4, 4, 4, "whole", None, 100),
+        ("fp4", "auto", 4, 4, 4, "whole", "megamoe", 100),
+    ):
+        yield Case("sglang", f"dspark-{variant}", runner, tp, ep, dp, shared, a2a, draft=True, sm=sm, dp_lm_head=True)
 
 
 def _sglang_places() -> Iterator[Case]:
@@ -266,8 +282,8 @@ def _vllm() -> Iterator[Case]:
     yield from _vllm_replicas()
     yield from _vllm_dspark()
     for sm, tp in itertools.product((90, 100), (1, 2, 4, 8)):
-        for ep in sorted({1, tp}):
-            yield Case("vllm", "nvfp4", "auto", tp, ep, sm=sm)
+        for ep, draft in itertools.product(sorted({1, tp}), (False, True)):
+            yield Case("vllm", "nvfp4", "auto", tp, ep, draft=draft, sm=sm)
 
 
 def _vllm_replicas() -> Iterator[Case]:

@@ -80,17 +80,19 @@ _BRIEF = {"max_model_len": 4096, "max_num_batched_tokens": 4096, "max_num_seqs":
 
 
 def bring_up(
-    case: Case, rank: int, model: str, *, served: dict[str, Any] | None = None, **more: Any
+    case: Case, rank: int, model: str, *, served: dict[str, Any] | None = None, draft: str | None = None, **more: Any
 ) -> tuple[VllmConfig, ModelConfig]:
     """The config of `vllm serve` for a case, and that of its target or draft model.
 
-    `served` are options for jobs that look at memory, which have vLLM's defaults in all else.
+    `served` are options for jobs that look at memory, which have vLLM's defaults in all else. `draft` is the folder of
+    the draft model if it is not the target's.
     """
     _fake_groups(case.tp, case.dp, rank)
     options: dict[str, Any] = {"kv_cache_dtype": "fp8"} | more | (_BRIEF if served is None else served)
     if case.draft:
         method, tokens = ("dspark", 5) if case.dspark else ("mtp", 1)
         options["speculative_config"] = {"method": method, "num_speculative_tokens": tokens}
+        options["speculative_config"] |= {"model": draft} if draft else {}
     if case.dp > 1:
         options |= {"data_parallel_size": case.dp, "data_parallel_rank": rank // case.tp, "data_parallel_size_local": 1}
     config = EngineArgs(

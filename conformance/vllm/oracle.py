@@ -27,7 +27,7 @@ _ROUTED_SCALE = re.compile(r".*\.experts\.\d+\.w[123]\.scale")
 def oracle(job: dict[str, Any]) -> dict[str, Any]:
     """The state of one rank: `params`, and the `unloaded` ones' names."""
     case = Case(**job["case"])
-    config, model_config = bring_up(case, job["rank"], job["model"])
+    config, model_config = bring_up(case, job["rank"], job["model"], draft=job.get("draft"))
     if case.fp8_experts:
         _read_routed_scales_as_numbers()
     model = build(config, model_config, "cpu")

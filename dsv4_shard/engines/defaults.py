@@ -19,6 +19,11 @@ def no_changes(context: Context) -> tuple[Change, ...]:
     return ()
 
 
+def as_the_target(context: Context) -> Context:
+    """Return `context`: the draft model is built as the target."""
+    return context
+
+
 def no_losses(context: Context) -> tuple[Loss, ...]:
     """No losses."""
     return ()

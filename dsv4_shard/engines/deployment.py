@@ -177,13 +177,13 @@ class Context:
         """Intermediate size of all shared experts together."""
         return self.config.shared_intermediate
 
-    def format(self, role: Role) -> Format:
+    def format(self, role: Role, stage: Stage = Stage.LAYER) -> Format:
         """Storage format of `role` in the checkpoint; plain if the checkpoint has no such tensor."""
-        return self.inventory.format(role) or Format("BF16")
+        return self.inventory.format(role, stage) or Format("BF16")
 
-    def block(self, role: Role) -> Block:
+    def block(self, role: Role, stage: Stage = Stage.LAYER) -> Block:
         """Quantization block of `role`; 1×1 if it is not quantized."""
-        return self.format(role).block or Block(1, 1)
+        return self.format(role, stage).block or Block(1, 1)
 
 
 def resolve(

@@ -8,13 +8,15 @@ KV cache, or leaves it out.
 from dataclasses import replace
 
 from dsv4_shard.catalog.options import NO_DRAFT
+from dsv4_shard.catalog.sms import SM_10X
 from dsv4_shard.checkpoint import NVFP4
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.remarks import Loss
 from dsv4_shard.engines.remedies import DP_LM_HEAD, DRAFT_OF_RELEASE, for_engine, leave_out
 from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, Requires
 from dsv4_shard.engines.stages import StartStage
-from dsv4_shard.models import Module, Stage, V3Config
+from dsv4_shard.models import Module, Role, Stage, V3Config
+from dsv4_shard.tensors.geometry import FP4_GROUP
 
 _ON_SGLANG = ("sglang", "node")
 """Engines whose commands start SGLang."""
@@ -42,6 +44,20 @@ def clashes_with_a2a(context: Context) -> bool:
     return _is_dspark_under_dp(context) and context.deployment.a2a not in _DSPARK_A2A
 
 
+def _is_whole_fp4(context: Context) -> bool:
+    """Whether the draft's experts are FP4, and a rank holds whole groups of them."""
+    fmt = context.inventory.format(Role.ROUTED_GATE, Stage.MTP)
+    is_whole = context.config.moe_intermediate_size % (context.deployment.moe_tp * FP4_GROUP) == 0
+    return is_whole and fmt is not None and fmt.name == "FP4"
+
+
+def drafted(context: Context, runner: str) -> Context:
+    """The context of a draft of FP4 experts beside NVFP4 ones, which engines build with `runner`; else `context`."""
+    if context.deployment.experts != NVFP4 or left_out_draft(context) or not _is_whole_fp4(context):
+        return context
+    return replace(context, deployment=replace(context.deployment, experts="FP4", runner=runner))
+
+
 _UNLOADED = (
     Requires(
         "draft-known", Module.DEPLOYMENT, lambda c: c.inventory.is_draft_known,
@@ -62,9 +78,11 @@ _SGLANG_UNLOADED = (
         consequence=NOT_VERIFIED, remedies=(leave_out("redundant_experts"),),
     ),
     Requires(
-        "draft-nvfp4", Module.DEPLOYMENT, lambda c: c.deployment.experts != NVFP4 or c.deployment.engine != "sglang",
-        "SGLang builds a draft of FP4 experts beside NVFP4 ones with a method for Blackwell, on every GPU",
-        consequence=NOT_VERIFIED,
+        "draft-nvfp4", Module.DEPLOYMENT,
+        lambda c: c.deployment.experts != NVFP4 or c.deployment.engine != "sglang"
+        or (c.deployment.gpu.sm in SM_10X and _is_whole_fp4(c)),
+        "beside NVFP4 experts SGLang builds the draft with a method for FP4 ones in whole groups of 32, on Blackwell",
+        consequence=NOT_VERIFIED, remedies=(leave_out("draft"),),
     ),
 )  # fmt: skip
 
@@ -76,8 +94,9 @@ _VLLM_UNLOADED = (
         remedies=(leave_out("engine_version"),),
     ),
     Requires(
-        "draft-nvfp4", Module.DEPLOYMENT, lambda c: c.deployment.experts != NVFP4,
-        "a draft of FP4 experts beside NVFP4 ones is not verified", consequence=NOT_VERIFIED,
+        "draft-nvfp4", Module.DEPLOYMENT, lambda c: c.deployment.experts != NVFP4 or _is_whole_fp4(c),
+        "beside NVFP4 experts, only drafts of FP4 experts in whole groups of 32 are verified",
+        consequence=NOT_VERIFIED, remedies=(leave_out("draft"),),
     ),
 )  # fmt: skip
 

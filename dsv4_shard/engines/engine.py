@@ -8,6 +8,7 @@ from dsv4_shard.checkpoint import Inventory, TensorGroup
 from dsv4_shard.engines import bytes_sent
 from dsv4_shard.engines.defaults import (
     as_stored,
+    as_the_target,
     assume_verified,
     loads_well,
     no_changes,
@@ -47,6 +48,8 @@ class Engine:
         addition: Describes how the shared expert's output joins the sum.
         notes: Returns further notes for users of a deployment.
         changes: Returns the differences from the engine's defaults, beside those of shared experts and runner.
+        drafted: Returns the context in which the engine builds the draft model: the same, or one with another format of
+            experts and its runner.
         losses: Returns the parts of the checkpoint that the engine's rank files lack.
         misloads: Returns why the engine cannot serve the checkpoint itself; None if it can.
         layout: The files that the engine reads; None if this tool cannot write them.
@@ -86,6 +89,7 @@ class Engine:
     addition: Callable[[Context], str] = not_known_addition
     notes: Callable[[Context], tuple[str, ...]] = no_notes
     changes: Callable[[Context], tuple[Change, ...]] = no_changes
+    drafted: Callable[[Context], Context] = as_the_target
     losses: Callable[[Context], tuple[Loss, ...]] = no_losses
     misloads: Callable[[Context], str | None] = loads_well
     layout: Layout | None = None
@@ -149,11 +153,16 @@ class Engine:
         """Stages of a checkpoint that the engine loads as one model."""
         return tuple(Stage) if self.draft_in_model else TARGET
 
+    def context_of(self, stage: Stage, context: Context) -> Context:
+        """The context in which the engine builds the model that tensors of `stage` belong to."""
+        return self.drafted(context) if stage is Stage.MTP else context
+
     def held(self, group: TensorGroup, context: Context) -> tuple[Placement, RankTensor | None]:
         """The placement of `group`, and how a rank stores one tensor of it; None if no rank stores it.
 
         A tensor that does not divide is whole: rules refuse that where they are verified.
         """
+        context = self.context_of(group.stage, context)
         placement = self.place(group.role, context)
         try:
             return placement, self.store(group, placement, context)
@@ -165,7 +174,8 @@ class Engine:
         """Whether every tensor divides as the engine places it."""
         try:
             for group in context.inventory.groups:
-                self.store(group, self.place(group.role, context), context)
+                own = self.context_of(group.stage, context)
+                self.store(group, self.place(group.role, own), own)
         except ValueError:
             return False
         return True

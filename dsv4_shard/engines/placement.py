@@ -141,7 +141,7 @@ def rank_tensor(group: TensorGroup, placement: Placement, context: Context, dtyp
     inner = placement.inner if isinstance(placement, Expert) else placement
     if isinstance(inner, Split | Pad) and not group.part.is_scalar:
         axis, parts = inner.axis, context.deployment.group(inner.group)
-        block = context.block(group.role)[axis] if group.part is Part.SCALE else 1
+        block = context.block(group.role, group.stage)[axis] if group.part is Part.SCALE else 1
         local = local_size(shape[axis], inner, parts, block)
         padded = local * parts / shape[axis]
         shape[axis] = local

@@ -29,7 +29,7 @@ def _row(engine: Engine, context: Context, members: list[GroupLoad], *, is_draft
         role=str(group.role),
         format=str(fmt) if fmt else group.dtype,
         block=(fmt.block.rows, fmt.block.cols) if fmt and fmt.block else None,
-        placement=say_placement(engine.place(group.role, context), group, main.stored, context.deployment),
+        placement=say_placement(engine.held(group, context)[0], group, main.stored, context.deployment),
         shape=group.shape,
         rank_shape=main.stored.shape,
         rank_dtype=main.stored.dtype,

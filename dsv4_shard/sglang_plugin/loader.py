@@ -16,7 +16,7 @@ from dsv4_shard.loading.checks import check_apart, check_parameters
 from dsv4_shard.loading.load import load
 from dsv4_shard.loading.options import Options, origin_of
 from dsv4_shard.loading.parameters import memory_of, shapes_of
-from dsv4_shard.sglang_plugin.running import RUNNING, check_place, check_runner, check_running, is_draft
+from dsv4_shard.sglang_plugin.running import RUNNING, check_place, check_runner, check_running, identity_of, is_draft
 
 _NEVER_LOADED = (
     *(f".{attention}.{which}_scale" for attention in ("attn_mqa", "attn") for which in ("k", "v")),
@@ -58,7 +58,7 @@ class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
         with stock.set_default_torch_dtype(model_config.dtype):
             with device:
                 model = stock._initialize_model(model_config, self.load_config, quant_config)
-            check_runner(origin.identity, model)
+            check_runner(identity_of(origin.identity, is_draft=origin.is_draft), model)
             parameters = model.state_dict()
             unused = _NOT_ALWAYS_BUILT - parameters.keys()
             held = {name: kind for name, kind in origin.open(rank).items() if name not in unused}

@@ -18,7 +18,7 @@ from sglang.srt.runtime_context import get_exec, get_parallel
 from dsv4_shard.catalog.gpus import GPUS
 from dsv4_shard.engines.expert_locations import IDENTITY, TRIVIAL, name_of
 from dsv4_shard.engines.placement import GROUP_NAMES
-from dsv4_shard.engines.sglang.files import LAYOUT, USUAL, W13_ORDERS
+from dsv4_shard.engines.sglang.files import DRAFT_KEY, LAYOUT, USUAL, W13_ORDERS
 from dsv4_shard.errors import LoadRefused
 from dsv4_shard.loading.checks import check_fact
 from dsv4_shard.loading.facts import Fact, Running, check_facts
@@ -147,6 +147,12 @@ def check_place(identity: Mapping[str, str]) -> int:
         found = RUNNING.told(name, partial(attrgetter(name), get_parallel()))
         check_fact(f"{name} of rank {rank}", value, found, RUNNING.as_planned)
     return rank
+
+
+def identity_of(identity: Mapping[str, str], *, is_draft: bool) -> dict[str, str]:
+    """The properties of a target's files, or of its draft's where these have others."""
+    own = {name.removeprefix(DRAFT_KEY): value for name, value in identity.items() if name.startswith(DRAFT_KEY)}
+    return {**identity, **own} if is_draft else dict(identity)
 
 
 def check_runner(identity: Mapping[str, str], model: torch.nn.Module) -> None:

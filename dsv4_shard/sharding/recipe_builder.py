@@ -30,7 +30,7 @@ from dsv4_shard.engines import (
     local_size,
     places_of,
 )
-from dsv4_shard.models import NATIVE, Part, TensorName, scale_name
+from dsv4_shard.models import NATIVE, Part, Role, Stage, TensorName, scale_name
 from dsv4_shard.sharding.file_parts import ROLE_ORDER, FileKey, FileParts, place_of
 from dsv4_shard.sharding.recipe import (
     ALL_RANKS,
@@ -163,12 +163,14 @@ class _Maker:
         self._context, self._ranks, self._wanted = context, ranks, frozenset(ranks)
         self._world = context.deployment.readers(layout.by_node)
         self._shares = layout.shares_files and self._world > 1
-        roles = {where.role for where in context.inventory.names.values()}
-        self._placements = {role: engine.place(role, context) for role in roles}
+        modules = {_module_of(where) for where in context.inventory.names.values()}
+        self._placements = {
+            (stage, role): engine.place(role, engine.context_of(stage, context)) for stage, role in modules
+        }
         self._members: dict[str, list[Tensor]] = {}
         self._mixed: set[str] = set()
         if layout.by_node:
-            self._placements = {role: _undivided(placement) for role, placement in self._placements.items()}
+            self._placements = {key: _undivided(placement) for key, placement in self._placements.items()}
             self._look_at_files()
         self._rank_spreads: dict[object, _RankSpread] = {}
         self._spreads: dict[tuple[tuple[int, ...], _RankSpread], SliceMap] = {}
@@ -224,7 +226,7 @@ class _Maker:
         for name, where in self._context.inventory.names.items():
             tensor = self._checkpoint.tensors[name]
             self._members.setdefault(tensor.file, []).append(tensor)
-            if isinstance(self._placements[where.role], Expert):
+            if isinstance(self._placements[_module_of(where)], Expert):
                 self._mixed.add(tensor.file)
 
     def _readers(self, constant: Constant) -> tuple[int, ...]:
@@ -241,7 +243,7 @@ class _Maker:
         layers: dict[tuple[int, int], dict[tuple[_Use, object], list[Tensor]]] = {}
         for name, where in self._context.inventory.names.items():
             tensor = self._checkpoint.tensors[name]
-            is_expert = isinstance(self._placements[where.role], Expert)
+            is_expert = isinstance(self._placements[_module_of(where)], Expert)
             holders = places_of(self._context, where.stage, where.layer).holders[where.expert] if is_expert else ()
             kind = (where.part, tensor.dtype, tensor.shape, tensor.file, holders)
             use = (where.layer, ROLE_ORDER[where.role])
@@ -270,7 +272,7 @@ class _Maker:
 
     def _placement(self, where: TensorName, kept: TargetTensor) -> Placement:
         """The placement of a tensor. Scalars of experts are whole, on the ranks of their expert or on all."""
-        placement = Replicate() if kept.everywhere else self._placements[where.role]
+        placement = Replicate() if kept.everywhere else self._placements[_module_of(where)]
         return _undivided(placement) if where.part.is_scalar else placement
 
     def _owners(self, where: TensorName, kept: TargetTensor) -> list[tuple[range, dict[int, tuple[int, ...]] | None]]:
@@ -278,7 +280,7 @@ class _Maker:
 
         What every rank holds of all experts is in their order.
         """
-        if not isinstance(self._placements[where.role], Expert):
+        if not isinstance(self._placements[_module_of(where)], Expert):
             return [(range(self._world), None)]
         if kept.everywhere:
             experts = range(self._context.config.experts_in(where.stage))
@@ -520,6 +522,11 @@ class _Maker:
         return Step(tensor, landings, batch.conversion, batch.kept.repeat, batch.fill, part=part)
 
 
+def _module_of(where: TensorName) -> tuple[Stage, Role]:
+    """The role of a tensor, and whether it is of the draft model (MTP) or of the target, whose stages are alike."""
+    return (Stage.MTP if where.stage is Stage.MTP else Stage.LAYER), where.role
+
+
 def _original(file: str) -> str:
     """The checkpoint's file with the tensors of a file; a draft's is in a folder of its own."""
     return file.removeprefix(DRAFT_FOLDER)
@@ -552,7 +559,7 @@ def _header_of(checkpoint: Checkpoint, file: str, tensors: list[Tensor]) -> tupl
 def _elements_each(tensor: Tensor, where: TensorName, axis: int, context: Context) -> int:
     """Weight elements per stored element along `axis`: the block size for a scale, 2 for packed FP4."""
     if where.part in (Part.SCALE, Part.GROUP_SCALE):
-        return context.block(where.role)[axis]
+        return context.block(where.role, where.stage)[axis]
     return 2 if axis == 1 and tensor.dtype in PACKED_FP4 else 1
 
 

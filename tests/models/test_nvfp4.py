@@ -213,7 +213,8 @@ def test_plans_of_nvfp4_say_what_the_engine_does(request_: Request, verdict: str
     words = [*map(str, plan.changes), *(f"{one.reason} {one.engine_says}" for one in plan.breaches)]
     assert any(said in text for text in words) or not said
     if not plan.breaches:
-        assert [loss.part for loss in plan.losses] == ["the draft model"]
+        on_hopper = request_.engine == "sglang" and request_.gpu is None
+        assert [loss.part for loss in plan.losses] == (["the draft model"] if on_hopper else [])
         assert plan.layout == request_.engine
 
 

@@ -102,9 +102,18 @@ def test_no_command_has_dspark_beside_a_backend_that_sglang_refuses_it_with() ->
     assert [way.launch.draft_options for way in plan.ways] == [""] * len(plan.ways)
 
 
-@pytest.mark.parametrize("engine", ["sglang", "vllm"])
-def test_a_draft_beside_nvfp4_experts_is_not_verified(engine: str) -> None:
-    assert planned(PRO_NVFP4, engine=engine, gpu="b200", draft="mtp").verdict is Verdict.UNVERIFIED
+@pytest.mark.parametrize(("engine", "gpu", "verdict"), [
+    ("sglang", "b200", Verdict.RUNS), ("vllm", "b200", Verdict.RUNS), ("vllm", "h200", Verdict.RUNS),
+    ("sglang", "h200", Verdict.UNVERIFIED),
+])  # fmt: skip
+def test_an_fp4_draft_beside_nvfp4_experts_runs_where_sglang_has_its_kernels(
+    engine: str, gpu: str, verdict: Verdict
+) -> None:
+    plan = planned(PRO_NVFP4, engine=engine, gpu=gpu, draft="mtp")
+    assert plan.verdict is verdict
+    if plan.feasible:
+        rows = [row for row in plan.modules if row.role == "routed_expert.gate"]
+        assert {(row.part_of, row.format.split()[0]) for row in rows} == {("target", "NVFP4"), ("draft", "FP4")}
 
 
 @pytest.mark.parametrize("engine", ["reference", "trtllm"])

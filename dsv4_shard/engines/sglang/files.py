@@ -15,7 +15,7 @@ from dsv4_shard.engines.expert_locations import IDENTITY
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parameters import DRAFT_FOLDER, Parameter, model_files, rank_file_name
 from dsv4_shard.engines.placement import GROUP_NAMES
-from dsv4_shard.engines.sglang.launch import environment_of, is_stock
+from dsv4_shard.engines.sglang.launch import drafted_context, environment_of, is_stock
 from dsv4_shard.engines.sglang.parameters import keeps_o_a_fp8, parameter_dtype
 from dsv4_shard.engines.sglang.rules import VERSION
 from dsv4_shard.engines.sglang.runners import Runner, runner_of
@@ -122,8 +122,10 @@ class SglangLayout:
 
     def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
         """The parameter that `tensor` goes into, and its transform."""
-        if name.stage is Stage.MTP and (reason := left_out_draft(context)) is not None:
-            return LeftOut(reason)
+        if name.stage is Stage.MTP:
+            if (reason := left_out_draft(context)) is not None:
+                return LeftOut(reason)
+            context = drafted_context(context)
         if name.role in (Role.MTP_EMBED, Role.MTP_HEAD):
             return LeftOut("the draft model shares the target's embedding and head")
         decodes = name.role is Role.O_A and not keeps_o_a_fp8(context, name.stage)
@@ -191,6 +193,7 @@ class SglangLayout:
             "wo_a": parameter_dtype(Role.O_A, Part.WEIGHT, context) or context.format(Role.O_A).name,
             "environment": " ".join(f"{key}={value}" for key, value in environment_of(context).items()),
             **{name: choice for name, choice in choices.items() if choice != USUAL[name]},
+            **_of_the_draft(context),
         }
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:
@@ -201,6 +204,19 @@ class SglangLayout:
         """Files that are copied if they exist: name in the output → name in the checkpoint."""
         return model_files(context)
 
+
+def _of_the_draft(context: Context) -> dict[str, str]:
+    """Properties of the draft's files that differ from the target's, each after `DRAFT_KEY`."""
+    own = drafted_context(context)
+    if own is context:
+        return {}
+    runner = runner_of(own)
+    order = W13_ORDERS[runner.up_first if runner else False]
+    return {f"{DRAFT_KEY}moe_runner": own.deployment.runner, f"{DRAFT_KEY}w13_order": order}
+
+
+DRAFT_KEY = "draft "
+"""Before the names of properties that the draft's files have otherwise than the target's."""
 
 _TRTLLM_TILE = 64
 

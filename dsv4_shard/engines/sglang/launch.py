@@ -6,7 +6,7 @@ from dsv4_shard.catalog.options import LOAD_FORMAT
 from dsv4_shard.catalog.sms import SM_10X, SM_90
 from dsv4_shard.checkpoint import NVFP4
 from dsv4_shard.engines.deployment import Context
-from dsv4_shard.engines.drafts import clashes_with_a2a, left_out_draft, needs_other_head
+from dsv4_shard.engines.drafts import clashes_with_a2a, drafted, left_out_draft, needs_other_head
 from dsv4_shard.engines.expert_locations import IDENTITY
 from dsv4_shard.engines.launch import FIRST_NODE, NODE_RANK, Command, Launch, Options, node_ranks, settings_of
 from dsv4_shard.engines.remarks import Change
@@ -96,6 +96,14 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
         draft_options="" if deployment.draft else " ".join(settings_of(draft)),
         needs_plugin=sharded and not is_stock(context),
     )
+
+
+def drafted_context(context: Context) -> Context:
+    """The context of the draft model: beside NVFP4 experts, SGLang builds FP4 ones with Mxfp4FlashinferTrtllmMoEMethod.
+
+    It does so on every GPU; only Blackwell has that method's kernels (`HybridFp8NvFp4Config`).
+    """
+    return drafted(context, "flashinfer_mxfp4") if context.deployment.gpu.sm in SM_10X else context
 
 
 _EAGLE: Options = {

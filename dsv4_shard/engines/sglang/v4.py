@@ -22,7 +22,7 @@ from dsv4_shard.engines.parallelism import divisors, ep_option
 from dsv4_shard.engines.remedies import MORE_DP
 from dsv4_shard.engines.rules import SILENT, Divides, Rule, Symptom, in_stage
 from dsv4_shard.engines.sglang.kv_cache import cache_of, memory_share
-from dsv4_shard.engines.sglang.launch import changes, launch
+from dsv4_shard.engines.sglang.launch import changes, drafted_context, launch
 from dsv4_shard.engines.sglang.parameters import (
     decodes_no_o_a,
     has_trtllm_nvfp4,
@@ -194,6 +194,7 @@ SGLANG = Engine(
     addition=addition,
     notes=notes,
     changes=changes,
+    drafted=drafted_context,
     losses=draft_losses,
     loads_plans=True,
     others=OTHERS,

@@ -15,7 +15,7 @@ from dsv4_shard.engines.drafts import draft_blocks, is_dspark, left_out_draft
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parameters import DRAFT_FOLDER, Parameter, model_files, rank_file_name
 from dsv4_shard.engines.vllm.backends import TILE, backend_of, fits, is_aligned, is_mega
-from dsv4_shard.engines.vllm.v4 import holds_all_inputs, parameter_dtype, scale_repeat
+from dsv4_shard.engines.vllm.v4 import drafted_context, holds_all_inputs, parameter_dtype, scale_repeat
 from dsv4_shard.models import Part, Role, Stage, TensorName
 from dsv4_shard.sources.checkpoint_files import CONFIG_FILE
 from dsv4_shard.tensors.header import Tensor
@@ -177,8 +177,10 @@ class VllmLayout:
 
     def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
         """The parameter that `tensor` goes into, and its transform."""
-        if name.stage is Stage.MTP and (reason := left_out_draft(context)) is not None:
-            return LeftOut(reason)
+        if name.stage is Stage.MTP:
+            if (reason := left_out_draft(context)) is not None:
+                return LeftOut(reason)
+            context = drafted_context(context)
         if name.role in (Role.MTP_EMBED, Role.MTP_HEAD):
             return LeftOut("the draft model shares the target's embedding and head")
         dtype = parameter_dtype(name.role, name.part, context) or tensor.dtype

@@ -15,7 +15,7 @@ from dsv4_shard.catalog.sms import EVERY_SM, SM_10X, SM_12X, SM_90
 from dsv4_shard.checkpoint import NVFP4, PACKED, Inventory, TensorGroup
 from dsv4_shard.engines.bytes_sent import added_up, all_to_all
 from dsv4_shard.engines.deployment import Context, Deployment, Request, experts_of, pick_gpu, resolve
-from dsv4_shard.engines.drafts import VLLM_CONSTRUCTION, VLLM_LOADING, draft_choices, draft_losses, is_left_out
+from dsv4_shard.engines.drafts import VLLM_CONSTRUCTION, VLLM_LOADING, draft_choices, draft_losses, drafted, is_left_out
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.host_memory import VLLM_HOST
 from dsv4_shard.engines.nvfp4 import is_nvfp4, nvfp4_tensor
@@ -387,6 +387,12 @@ def parameter_dtype(role: Role, part: Part, context: Context) -> str | None:
     return "F32" if part is Part.SCALE and context.deployment.experts == "FP8" else None
 
 
+def drafted_context(context: Context) -> Context:
+    """The context of the draft model: beside NVFP4 experts, FP4 ones with vLLM's own choice of backend for them."""
+    at = context.deployment
+    return drafted(context, default_backend("FP4", at.gpu.sm, at.ep, is_aligned(context)))
+
+
 def addition(context: Context) -> str:
     """Describe how the shared expert's output joins the sum."""
     if context.deployment.shared == "whole" and context.deployment.world > 1:
@@ -455,6 +461,7 @@ VLLM = Engine(
     launch=launch,
     addition=addition,
     notes=notes,
+    drafted=drafted_context,
     losses=draft_losses,
     misloads=misloads,
     others=OTHERS,

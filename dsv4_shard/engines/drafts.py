@@ -201,8 +201,8 @@ VLLM_CONSTRUCTION = replace(
     _DSPARK_OF_MTP, quote="AttributeError: 'DeepseekV4Config' object has no attribute 'dspark_target_layer_ids'"
 )
 VLLM_LOADING = replace(
-    _MTP_OF_DSPARK, quote="KeyError: 'model.layers.{config.num_hidden_layers}.mtp_block.main_norm.weight'"
-)
+    _MTP_OF_DSPARK, quote=lambda _: "KeyError: 'model.layers.{config.num_hidden_layers}.mtp_block.main_norm.weight'"
+)  # not a template to be heard: `explain` has an answer for every KeyError of a parameter
 """Where vLLM stops with a draft of the other kind. Both were run, with random weights."""
 
 NODE_DRAFT_RULES = (

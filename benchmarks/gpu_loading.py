@@ -146,7 +146,7 @@ class Load:
     """One way and state of the page cache; the spread is that of the rounds, the rest the last round's.
 
     `gb_per_second` counts the bytes on the GPU, `disk_read` what came from the disk, `memory` the growth of the
-    process: its peak, with mapped pages.
+    process: its peak, with mapped pages, without pinned memory that torch keeps from the load before.
     """
 
     way: str

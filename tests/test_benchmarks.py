@@ -18,6 +18,7 @@ from benchmarks import (
     back,
     converter,
     disk,
+    gpu_loading,
     growth,
     headers,
     loading,
@@ -313,3 +314,13 @@ def test_workers_has_every_layout_with_each_number_of_workers(tmp_path: Path, mo
     assert not_above_zero(rows) == []
     assert workers.table(rows).row_count == len(rows)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_gpu_loading_puts_the_same_bytes_by_every_loader_that_a_cpu_can_run(tmp_path: Path) -> None:
+    place = gpu_loading.make(tmp_path, 1 << 20, "cpu")
+    rows = list(gpu_loading.measure(place, 1))
+    ways = {way for way, (_, package) in gpu_loading.WAYS.items() if package is None}
+    assert {(row.way, row.cache) for row in rows} >= {(way, cache) for way in ways for cache in ("cold", "warm")}
+    assert {row.way for row in rows if row.cache == "cold, 2 ranks"} == {*gpu_loading.TOGETHER} & ways
+    assert gpu_loading.table(rows).row_count == len(rows)

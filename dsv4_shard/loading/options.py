@@ -29,7 +29,7 @@ class Options:
         )
 
 
-def origin_of(options: Options, model: str, engine: str, is_draft: bool) -> Origin:
+def origin_of(options: Options, model: str, engine: str, *, is_draft: bool) -> Origin:
     """What the model path and the options name. `is_draft` says which model of a checkpoint is loaded.
 
     Raises NotAResult, LoadRefused, or another error of the plan and the checkpoint.

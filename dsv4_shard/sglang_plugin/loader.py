@@ -50,7 +50,7 @@ class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
         Raises NotAResult, LoadRefused, or another error of the files or the plan; before anything is copied, except
         where bytes differ from their digests or cannot be read.
         """
-        origin = origin_of(self._options, model_config.model_path, "sglang", is_draft(model_config))
+        origin = origin_of(self._options, model_config.model_path, "sglang", is_draft=is_draft(model_config))
         check_running(origin.identity, is_draft=origin.is_draft)
         rank = check_place(origin.identity)
         device = torch.device(device_config.device)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
+from dsv4_shard.errors import LoadRefused
 from dsv4_shard.loading.checks import check_apart, check_parameters
 from dsv4_shard.loading.load import load
 from dsv4_shard.loading.options import Options, origin_of
@@ -37,7 +38,12 @@ class VllmRankFileLoader(BaseModelLoader):  # type: ignore[misc]
         Raises NotAResult, LoadRefused, or another error of the files or the plan; before anything is copied, except
         where bytes differ from their digests or cannot be read.
         """
-        origin = origin_of(self._options, model_config.model, "vllm", model_config.runner_type == "draft")
+        if self._options.plan is not None and model_config.runner_type == "draft":
+            raise LoadRefused(
+                "draft model: not loaded by a plan in vLLM: add "
+                '"draft_load_config": {"load_format": "auto"} to --speculative-config'
+            )
+        origin = origin_of(self._options, model_config.model, "vllm", is_draft=False)
         rank = check_running(origin.identity, is_draft=origin.is_draft)
         check_experts(origin.identity, rank, model)
         held = origin.open(rank)

@@ -7,6 +7,7 @@ import logging
 import re
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,57 @@ def test_every_parameter_is_what_vllm_itself_loads(
     model = process.build()
     process.load(written(case), model)
     assert describe(model.state_dict()) == oracle.ranks[rank]
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], tuple[Path, str]]:
+    """A case's checkpoint, and its plan."""
+    root = tmp_path_factory.mktemp("planned")
+
+    def plan(case: Case) -> tuple[Path, str]:
+        source, path = root / case.variant, root / f"{case.name}.json"
+        if not source.exists():
+            write_variant(source, case.variant)
+        checkpoint, inventory = open_folder(source)
+        path.write_text(make_plan(checkpoint, inventory, Request(**case.request)).to_json())
+        return source, str(path)
+
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("case", "rank"),
+    [(case, rank) for case in TARGETS for rank in case.ranks],
+    ids=lambda value: value.name if isinstance(value, Case) else value,
+)
+def test_the_checkpoint_itself_gives_every_parameter_what_vllm_loads(
+    case: Case, rank: int, planned: Callable[[Case], tuple[Path, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert case in CASES
+    oracle = read_oracle(committed_path(case))
+    process = Process(oracle, rank, monkeypatch)
+    model = process.build()
+    folder, plan = planned(case)
+    process.load(folder, model, {"plan": plan})
+    assert describe(model.state_dict()) == oracle.ranks[rank]
+
+
+def test_a_draft_is_not_loaded_by_a_plan(process: Process, planned: Callable[[Case], tuple[Path, str]]) -> None:
+    folder, plan = planned(EP)
+    process.oracle = replace(process.oracle, case=replace(EP, draft=True))
+    with pytest.raises(LoadRefused, match=r'^draft model: .*"draft_load_config": \{"load_format": "auto"\}'):
+        process.load(folder, process.build(), {"plan": plan})
+
+
+def test_a_plan_for_sglang_is_refused(
+    process: Process, planned: Callable[[Case], tuple[Path, str]], tmp_path: Path
+) -> None:
+    folder, _ = planned(EP)
+    checkpoint, inventory = open_folder(folder)
+    plan = tmp_path / "plan.json"
+    plan.write_text(make_plan(checkpoint, inventory, Request(tp=2, engine="sglang")).to_json())
+    with pytest.raises(LoadRefused, match="a plan for sglang, and this is vLLM"):
+        process.load(folder, process.build(), {"plan": str(plan)})
 
 
 @pytest.mark.parametrize(("extra", "what"), [(None, "headers"), ({"verify": True}, "bytes")])

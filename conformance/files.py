@@ -90,7 +90,7 @@ def _load_jobs(oracle: Oracle, checkpoint: Path, out: Path, load_format: str) ->
         want |= {"want": wanted(oracle, rank, checkpoint)}
         for name in formats:
             yield want | {"model": str(out), "draft": str(out / DRAFT_FOLDER), "load_format": name}
-        if load_format == LOAD_FORMAT and case.engine == "sglang":
+        if load_format == LOAD_FORMAT and (case.engine == "sglang" or not case.draft):
             options = {"model_loader_extra_config": json.dumps({"plan": str(out / "plan.json")})}
             yield want | {"model": str(checkpoint), "load_format": load_format, "options": options}
 

@@ -5,6 +5,7 @@ warning is a failure.
 """
 
 import copy
+import json
 from typing import Any
 
 from vllm.config import LoadConfig, set_current_vllm_config
@@ -28,7 +29,7 @@ def load(job: dict[str, Any]) -> dict[str, Any]:
     here = copy.copy(model_config)
     here.model, here.model_weights = job["draft"] if case.draft else job["model"], None
     load_general_plugins()
-    loader = get_model_loader(_load_config(job["load_format"], case, job["rank"]))
+    loader = get_model_loader(_load_config(job, case))
     with set_current_vllm_config(config):
         loader.load_weights(model, here)
     got = describe(parameters_of(model))
@@ -40,9 +41,10 @@ def load(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _load_config(load_format: str, case: Case, rank: int) -> LoadConfig:
+def _load_config(job: dict[str, Any], case: Case) -> LoadConfig:
     """As of a command line. Stock vLLM does not know replicas: each one's command names the pattern of its files."""
-    extra = {}
-    if load_format == "sharded_state" and case.dp > 1:
-        extra = {"pattern": f"model-dp-{rank // case.tp}-rank-{{rank}}-part-{{part}}.safetensors"}
-    return LoadConfig(load_format=load_format, model_loader_extra_config=extra)
+    extra = json.loads(job.get("options", {}).get("model_loader_extra_config", "{}"))
+    if job["load_format"] == "sharded_state" and case.dp > 1:
+        replica = job["rank"] // case.tp
+        extra = {"pattern": f"model-dp-{replica}-rank-{{rank}}-part-{{part}}.safetensors"}
+    return LoadConfig(load_format=job["load_format"], model_loader_extra_config=extra)

@@ -16,6 +16,7 @@ from conformance.cases import Case
 from conformance.digests import differences
 from conformance.states import POISONS, describe, poison
 from conformance.vllm.bringup import bring_up, build, parameters_of
+from dsv4_shard.catalog.options import LOAD_FORMAT
 
 
 def load(job: dict[str, Any]) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def load(job: dict[str, Any]) -> dict[str, Any]:
 def _load_config(job: dict[str, Any], case: Case) -> LoadConfig:
     """As of a command line. Stock vLLM does not know replicas: each one's command names the pattern of its files."""
     extra = json.loads(job.get("options", {}).get("model_loader_extra_config", "{}"))
-    if job["load_format"] == "sharded_state" and case.dp > 1:
+    if job["load_format"] != LOAD_FORMAT and case.dp > 1:
         replica = job["rank"] // case.tp
         extra = {"pattern": f"model-dp-{replica}-rank-{{rank}}-part-{{part}}.safetensors"}
     return LoadConfig(load_format=job["load_format"], model_loader_extra_config=extra)

@@ -58,7 +58,7 @@ DOCUMENTS = {
     "manifest": Document(Manifest, "`manifest.json` in a result"),
     "inspection": Document(Inspection, "`inspect --json`"),
     "unknown-inspection": Document(UnknownInspection, "`inspect --json` of a family that is not known"),
-    "deployment": Document(PlannedDeployment, "`plan --from FILE --json`"),
+    "deployment": Document(PlannedDeployment, "`plan --from FILE --json`, `plan --prefill … --decode … --json`"),
     "search": Document(Search, "`plan --gpus N --json`"),
     "fewest": Document(Fewest, "`plan --json` without a layout"),
     "comparison": Document(PlanComparison, "`plan --compare A B --json`"),

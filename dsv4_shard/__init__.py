@@ -16,7 +16,7 @@ are keywords. They are checked before anything is read, and a UsageError names t
 from dsv4_shard import errors
 from dsv4_shard.explain import explain
 from dsv4_shard.inspect import inspect
-from dsv4_shard.plan import compare, fewest, plan, plan_from, search
+from dsv4_shard.plan import compare, fewest, plan, plan_from, plan_pair, search
 from dsv4_shard.report import report
 from dsv4_shard.reshard import (
     merge,
@@ -44,6 +44,7 @@ __all__ = [
     "merge_dry_run",
     "plan",
     "plan_from",
+    "plan_pair",
     "report",
     "reshard",
     "reshard_dry_run",

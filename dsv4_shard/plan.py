@@ -1,5 +1,5 @@
-"""The verbs `plan`, `plan_from`, `search`, `fewest` and `compare`: a layout, those of a configuration, all on some
-GPUs, the fewest GPUs, and differences.
+"""The verbs `plan`, `plan_from`, `plan_pair`, `search`, `fewest` and `compare`: a layout, those of a configuration, of
+prefill and decode, all on some GPUs, the fewest GPUs, and differences.
 
 Nothing in a verb prints, asks or exits; the commands show the results. Sizes are in bytes, shapes in elements.
 
@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsv4_shard.catalog.option import Options
-from dsv4_shard.catalog.request import ConfigurationOptions, FewestOptions, PlanOptions, SearchOptions
+from dsv4_shard.catalog.request import (
+    ConfigurationOptions,
+    FewestOptions,
+    PairOptions,
+    PlanOptions,
+    SearchOptions,
+)
 from dsv4_shard.catalog.verb import Later, verb
 from dsv4_shard.errors import UsageError
 
@@ -66,7 +72,9 @@ def plan(repo: str | Path, options: PlanOptions) -> "document.Plan":
     return made
 
 
-def _write(plans: "dict[str, document.Plan]", output: str | Path) -> None:
+def _write(
+    plans: "dict[str, document.Plan]", output: str | Path, pair: "configurations.PlannedPair | None" = None
+) -> None:
     """Write the plan of the one role to a file; into a folder, the plans of all roles with their launch files.
 
     Raises:
@@ -76,13 +84,20 @@ def _write(plans: "dict[str, document.Plan]", output: str | Path) -> None:
     from dsv4_shard.planning import save_plan
 
     if is_folder(output):
-        write_launch_files(Path(output), plans if len(plans) > 1 else {"": next(iter(plans.values()))})
+        connected = {name: getattr(pair, name) for name in ("prefill", "decode", "router")} if pair else {}
+        named = plans if len(plans) > 1 else {"": next(iter(plans.values()))}
+        write_launch_files(Path(output), named, connected, _about_pair(pair) if pair else ())
         return
     if len(plans) > 1:
         hint = f"Name one with --role: {' or '.join(plans)}. Or name a folder: launch/."
         raise UsageError("{output} with several roles", hint=hint, parameters={"output": ...})
     for plan in plans.values():
         save_plan(plan, Path(output))
+
+
+def _about_pair(pair: "configurations.PlannedPair") -> tuple[str, ...]:
+    variables = "PREFILL0 and DECODE0: the address of each role's node 0. NODE_RANK: this node's number in its role."
+    return (variables, *pair.notes)
 
 
 @verb(ConfigurationOptions)
@@ -106,7 +121,7 @@ def plan_from(configuration: str | Path, options: ConfigurationOptions) -> "conf
     >>> found.roles[0].lacks
     ('SGLANG_SHARED_EXPERT_TP1=1', '--moe-runner-backend marlin')
     """
-    from dsv4_shard.configurations import planned, read_configuration
+    from dsv4_shard.configurations import planned, read_configuration, with_pair
     from dsv4_shard.opening import open_checkpoint
     from dsv4_shard.storage import collector_paused
 
@@ -121,12 +136,12 @@ def plan_from(configuration: str | Path, options: ConfigurationOptions) -> "conf
         return opened[repo]
 
     with collector_paused():
-        found = planned(read, options.role, beside, open_model)
+        found = with_pair(planned(read, options.role, beside, open_model))
     if options.output is not None:
         for role in found.roles:
             if role.plan is None:
                 raise UsageError(f"no plan of {role.name} to write: {role.reason}", hint="Name another with --role.")
-        _write({role.name: role.plan for role in found.roles if role.plan is not None}, options.output)
+        _write({role.name: role.plan for role in found.roles if role.plan is not None}, options.output, found.pair)
     return found
 
 
@@ -143,6 +158,38 @@ def _model_of(named: str, source: str) -> str:
         return named
     what = f"names the checkpoint {named}, which is not here" if named else "names no checkpoint"
     raise UsageError(f"{source}: {what}", hint="Name it: `dsv4-shard plan REPO --from ...`.")
+
+
+@verb(PairOptions)
+def plan_pair(repo: str | Path, options: PairOptions) -> "configurations.PlannedDeployment":
+    """Plan prefill and decode as one deployment: two plans, what their shards have in common, and the router.
+
+    `repo` is as in `inspect`. `prefill` and `decode` have options of `plan` as text. Other options hold for both,
+    unless a role has its own. `output` is a folder for the plans and the launch files of both, as in `plan`.
+
+    Returns a PlannedDeployment with the roles `prefill` and `decode`; `pair` has the commands, if both run.
+
+    Raises:
+        - UsageError: an option is unknown or out of range, or the roles are for two engines.
+        - The errors of `plan`.
+
+    >>> found = dsv4_shard.plan_pair("model", prefill="--tp 8", decode="--tp 16 --dp 16 --a2a megamoe", gpu="b200")
+    >>> [str(role.plan.verdict) for role in found.roles]
+    ['runs', 'runs']
+    """
+    from dsv4_shard.configurations import own_options, planned_roles, refuse_two_engines
+    from dsv4_shard.opening import open_checkpoint
+    from dsv4_shard.storage import collector_paused
+
+    both = {name: getattr(options, name) for name in options.given - {"prefill", "decode", "output", "refresh"}}
+    texts = {"prefill": options.prefill, "decode": options.decode}
+    roles = {name: both | own_options(text, f"--{name}") for name, text in texts.items()}
+    refuse_two_engines(roles)
+    with collector_paused():
+        found = planned_roles(*open_checkpoint(str(repo), refresh=options.refresh, exact=False), roles)
+    if options.output is not None:
+        _write({role.name: role.plan for role in found.roles if role.plan is not None}, options.output, found.pair)
+    return found
 
 
 @verb(SearchOptions)

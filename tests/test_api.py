@@ -27,12 +27,12 @@ from dsv4_shard.inspection.known_family import Inspection
 from dsv4_shard.reporting.page import to_html
 from dsv4_shard.verification.documents import SharesVerification, Verification
 
-VERBS = ("compare", "explain", "fewest", "inspect", "merge", "merge_dry_run", "plan", "plan_from", "report", "reshard",
-         "reshard_dry_run", "reshard_on_cluster", "reshard_to_store", "search", "sign", "verify",
+VERBS = ("compare", "explain", "fewest", "inspect", "merge", "merge_dry_run", "plan", "plan_from", "plan_pair",
+         "report", "reshard", "reshard_dry_run", "reshard_on_cluster", "reshard_to_store", "search", "sign", "verify",
          "verify_shares")  # fmt: skip
-MODULES = {"plan_from": "plan", "search": "plan", "fewest": "plan", "compare": "plan", "merge": "reshard",
-           "merge_dry_run": "reshard", "reshard_dry_run": "reshard", "reshard_on_cluster": "reshard",
-           "reshard_to_store": "reshard", "verify_shares": "verify"}  # fmt: skip
+MODULES = {"plan_from": "plan", "plan_pair": "plan", "search": "plan", "fewest": "plan", "compare": "plan",
+           "merge": "reshard", "merge_dry_run": "reshard", "reshard_dry_run": "reshard",
+           "reshard_on_cluster": "reshard", "reshard_to_store": "reshard", "verify_shares": "verify"}  # fmt: skip
 """Of verbs that have no module of their own name."""
 
 REFERENCE: dict[str, Any] = {"tp": 2, "engine": "reference"}

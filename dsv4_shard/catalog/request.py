@@ -276,6 +276,18 @@ class ConfigurationOptions(OutputOptions, Sessions, LayoutOptions, _Configured):
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Pair(Options):
+    prefill: Annotated[str, Option(help="Options of the prefill role: '--tp 8'.", metavar="OPTIONS", longest=4096)]
+    decode: Annotated[str, Option(help="Options of the decode role: '--tp 16'.", metavar="OPTIONS", longest=4096)]
+    tp: Annotated[int | None, TP] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOptions(OutputOptions, Sessions, LayoutOptions, _Pair):
+    """The options of `plan_pair`. Those of a layout hold for both roles, unless a role has its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Searched(Options):
     gpus: Annotated[int, GPUS]
     rank_by: Annotated[str, RANK_BY] = "weights"

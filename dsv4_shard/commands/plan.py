@@ -36,6 +36,8 @@ def plan(
     details: options.DetailsOpt = False,
     source: options.FromOpt = None,
     role: options.RoleOpt = None,
+    prefill: options.PrefillOpt = None,
+    decode: options.DecodeOpt = None,
     compare: options.CompareOpt = None,
     as_json: options.JsonOpt = False,
 ) -> None:
@@ -49,6 +51,8 @@ def plan(
 
     With --from, plans what a command line, manifest or recipe starts, and says what became of each option.
 
+    With --prefill and --decode, plans both as one deployment, with the router.
+
     With --compare, shows what differs between two plans.
     """
     if compare is not None:
@@ -58,6 +62,10 @@ def plan(
     if source is not None:
         refuse_beside_from(given)
         _from(source, repo, role, as_json, given, details)
+        return
+    if prefill is not None or decode is not None:
+        refuse_beside_from(given, "--prefill and --decode")
+        _pair(default_repo() if repo is None else repo, prefill, decode, as_json, given)
         return
     if role is not None:
         raise UsageError("--role without --from", hint="It names a role of the configuration that --from reads.")
@@ -95,6 +103,20 @@ def _from(source: str, repo: str | None, role: str | None, as_json: bool, given:
     output = given.get("output")
     found = dsv4_shard.plan_from(source, repo=repo, role=role, **given)
     show(found, as_json, show_deployment, str(output) if output else None, details=details)
+    if found.exit_code:
+        raise typer.Exit(found.exit_code)
+
+
+def _pair(repo: str, prefill: str | None, decode: str | None, as_json: bool, given: dict[str, Any]) -> None:
+    """Run `plan --prefill --decode`."""
+    from dsv4_shard.terminal.screens.deployment import show_deployment
+
+    if prefill is None or decode is None:
+        missing = "--prefill" if prefill is None else "--decode"
+        raise UsageError(f"no {missing}", hint="Give both roles: --prefill '--tp 8' --decode '--tp 16'.")
+    output = given.get("output")
+    found = dsv4_shard.plan_pair(repo, prefill=prefill, decode=decode, **given)
+    show(found, as_json, show_deployment, str(output) if output else None)
     if found.exit_code:
         raise typer.Exit(found.exit_code)
 

@@ -82,11 +82,31 @@ class PlannedRole(Document):
         return ExitCode.NOT_VERIFIED if self.others else ExitCode.DONE
 
 
+class PlannedPair(Document):
+    """How prefill and decode of one deployment are written and started.
+
+    `same_files`: the shards of both are the same files, so they are written once, and both serve from one folder.
+    `equal_bytes` are bytes of tensors that every rank of both holds whole; without `same_files` each result stores them
+    once. `writes` are the commands that write the shards. `prefill` and `decode` are the commands on every node of a
+    role, `router` is that of the engine's router. `$PREFILL0` and `$DECODE0` stand for the address of a role's first
+    node, `$NODE_RANK` for a node's number. `notes` say what is not verified.
+    """
+
+    same_files: bool
+    equal_bytes: int
+    writes: tuple[str, ...]
+    prefill: str
+    decode: str
+    router: str
+    notes: tuple[str, ...]
+
+
 class PlannedDeployment(Document):
     """The engines of a configuration with their plans.
 
     `source` is the file's name, or `command line`; `format` what it was read as. A role appears once, whatever the
-    number of its nodes and replicas.
+    number of its nodes and replicas. `pair` connects a prefill and a decode role of one engine, if both run; else it is
+    null.
     """
 
     kind: Literal["deployment"] = "deployment"
@@ -95,6 +115,7 @@ class PlannedDeployment(Document):
     source: str
     format: str
     roles: tuple[PlannedRole, ...]
+    pair: PlannedPair | None
 
     @property
     def exit_code(self) -> ExitCode:

@@ -47,6 +47,7 @@ def planned(
         source=configuration.source,
         format=configuration.format,
         roles=tuple(_planned_role(one, given, open_model) for one in roles),
+        pair=None,
     )
 
 

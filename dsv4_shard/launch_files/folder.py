@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dsv4_shard.errors import OutputNotEmpty, ReadFailed, WriteFailed
 from dsv4_shard.launch_files.manifests import manifests_of
-from dsv4_shard.launch_files.scripts import MARK, scripts_of
+from dsv4_shard.launch_files.scripts import MARK, script_of, scripts_of
 from dsv4_shard.limits import PLAN
 from dsv4_shard.planning import Plan, save_plan
 from dsv4_shard.storage import read_regular, write_text
@@ -23,11 +23,13 @@ def is_folder(output: str | Path) -> bool:
     return str(output).endswith("/") or os.path.isdir(output)
 
 
-def write_launch_files(folder: Path, plans: Mapping[str, Plan]) -> tuple[str, ...]:
+def write_launch_files(
+    folder: Path, plans: Mapping[str, Plan], commands: Mapping[str, str] | None = None, notes: Iterable[str] = ()
+) -> tuple[str, ...]:
     """Write the plan and the launch files of each role into a folder; returns their names.
 
     `plans` has them by role. Names begin with the role's, in the letters of a DNS label, unless it is empty. Scripts
-    can be executed.
+    can be executed. `commands` are further ones, by the name of their script, with `notes` as its comments.
 
     Raises:
         OutputNotEmpty: A file of that name is there, and this tool did not write it. Then nothing is written.
@@ -35,6 +37,7 @@ def write_launch_files(folder: Path, plans: Mapping[str, Plan]) -> tuple[str, ..
     """
     plans = dict(zip(_labels(plans), plans.values(), strict=True))
     files = {name: text for role, plan in plans.items() for name, text in _files(role, plan)}
+    files |= {f"{name}.sh": script_of(command, notes) for name, command in (commands or {}).items()}
     for name in files:
         if _is_strange(folder / name):
             raise OutputNotEmpty(f"{folder / name}: exists already, and dsv4-shard did not write it",

@@ -1,7 +1,7 @@
 """Plan → a run script for each way to serve and each node, and one that writes the shards."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from dsv4_shard.engines import FIRST_NODE, title_of
 from dsv4_shard.planning import Plan, PlanWay
@@ -9,6 +9,9 @@ from dsv4_shard.text.shell import shell_word
 
 MARK = "# Written by `dsv4-shard plan -o`"
 """Begins the second line of every file: a file without it is not replaced."""
+
+_ADDRESS = re.compile(r"\$([A-Z][A-Z0-9_]*)", re.ASCII)
+"""A variable in a command."""
 
 _OPTION = re.compile(r" (?=--)")
 
@@ -26,6 +29,13 @@ def scripts_of(plan: Plan, plan_name: str) -> Iterator[tuple[str, str]]:
         for node, command in enumerate(way.launch.commands):
             place = f"-node-{node}" if nodes > 1 else ""
             yield f"{name}{place}.sh", _serving(plan, way, node, command)
+
+
+def script_of(command: str, comments: Iterable[str]) -> str:
+    """Return the script of a command that needs addresses, each of which must be set."""
+    names = dict.fromkeys(_ADDRESS.findall(command))
+    asked = [f'{name}="${{{name}:?set it: see the comments}}"' for name in names]
+    return _script(list(comments), [*asked, f'{_broken(command)} "$@"'])
 
 
 def name_of(way: PlanWay) -> str:

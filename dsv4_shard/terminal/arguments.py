@@ -63,15 +63,15 @@ def refuse_beside_compare(context: typer.Context) -> None:
             raise UsageError(f"--compare and {option}: plan files are taken as they are", hint=f"Leave out {option}.")
 
 
-def refuse_beside_from(given: Iterable[str]) -> None:
-    """Refuse options of a search next to `plan --from`, which plans one layout for each role.
+def refuse_beside_from(given: Iterable[str], what: str = "--from") -> None:
+    """Refuse options of a search next to `plan --from` or a pair, which plan one layout for each role.
 
     Raises:
         UsageError: One is given.
     """
     for name in given:
         if name not in names_of(ConfigurationOptions):
-            raise UsageError(f"--from and {as_option(name)}: a configuration has its layout",
+            raise UsageError(f"{what} and {as_option(name)}: each role has its layout",
                              hint=f"Leave out {as_option(name)}.")  # fmt: skip
 
 

@@ -200,6 +200,15 @@ RoleOpt = Annotated[
     str | None, typer.Option("--role", metavar="NAME", help="With --from, plan only this role: prefill, decode, ...")
 ]
 
+PrefillOpt = Annotated[
+    str | None,
+    typer.Option("--prefill", metavar="OPTIONS", help="With --decode, options of the prefill role: '--tp 8 --ep 8'."),
+]
+
+DecodeOpt = Annotated[
+    str | None, typer.Option("--decode", metavar="OPTIONS", help="With --prefill, options of the decode role.")
+]
+
 CompareOpt = Annotated[
     tuple[Path, Path] | None,
     typer.Option("--compare", metavar="FILE FILE", help="Show what differs between two plan files."),

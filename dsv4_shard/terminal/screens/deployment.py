@@ -5,12 +5,13 @@ from collections.abc import Iterable
 
 from rich.console import Console
 
-from dsv4_shard.configurations import PlannedDeployment, PlannedRole, ReadOption, Use
+from dsv4_shard.configurations import OPTIONS, PlannedDeployment, PlannedPair, PlannedRole, ReadOption, Use
 from dsv4_shard.engines import title_of
 from dsv4_shard.terminal.screens.plan import SIGNS, layout_of, show_memory, show_plan
+from dsv4_shard.terminal.shell_commands import to_copy
 from dsv4_shard.terminal.text import heading, item, paragraph, title
 from dsv4_shard.text.sanitize import clean
-from dsv4_shard.text.units import counted
+from dsv4_shard.text.units import counted, size
 
 _LONGEST = 60
 """Characters of an option's value that are shown."""
@@ -20,11 +21,13 @@ def show_deployment(
     console: Console, found: PlannedDeployment, plan_file: str | None = None, *, details: bool = False
 ) -> None:
     """Show every role; of a single one the whole plan."""
-    parts = dict.fromkeys((found.source, found.format, counted(len(found.roles), "role")))
-    title(console, " · ".join(parts))
-    for role in found.roles:
-        heading(console, _name_of(role))
-        show_options(console, role, details=details)
+    if found.source != OPTIONS:
+        parts = dict.fromkeys((found.source, found.format, counted(len(found.roles), "role")))
+        title(console, " · ".join(parts))
+    for number, role in enumerate(found.roles):
+        (heading if number or found.source != OPTIONS else title)(console, _name_of(role))
+        if found.source != OPTIONS:
+            show_options(console, role, details=details)
         if role.plan is None:
             item(console, f"? Not planned: {role.reason}", "bold yellow")
         elif len(found.roles) == 1:
@@ -32,10 +35,31 @@ def show_deployment(
             show_plan(console, role.plan, title_of(role.engine, role.plan.engine_version), plan_file, details=details)
         else:
             _show_verdict(console, role)
-    if len(found.roles) > 1:
+    if found.pair is not None:
+        _show_pair(console, found.pair)
+    if plan_file is not None and len(found.roles) > 1:
+        item(console, f"Wrote {plan_file}.", indent=0)
+    if len(found.roles) > 1 and found.source != OPTIONS:
         source = "..." if " " in found.source else shlex.quote(found.source)
         names = " or ".join(role.name for role in found.roles)
         heading(console, f"More: dsv4-shard plan --from {source} --role {names}")
+
+
+def _show_pair(console: Console, pair: PlannedPair) -> None:
+    """Show what the shards of both have in common, and the commands."""
+    heading(console, "Prefill and decode")
+    if pair.same_files:
+        item(console, "The shards of both are the same files: write them once")
+    elif pair.writes:
+        item(console, f"{size(pair.equal_bytes)} of tensors are the same in both; each result stores them once")
+    for command in pair.writes:
+        to_copy(console, command)
+    item(console, "export PREFILL0=10.0.0.1 DECODE0=10.0.1.1 NODE_RANK=0   # each role's node 0")
+    for name, command in (("prefill", pair.prefill), ("decode", pair.decode), ("router", pair.router)):
+        item(console, f"{name}:")
+        to_copy(console, command)
+    for note in pair.notes:
+        item(console, note, "dim")
 
 
 def _name_of(role: PlannedRole) -> str:

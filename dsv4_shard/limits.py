@@ -76,7 +76,7 @@ LOCATIONS = Limit(
 
 CONFIGURATION = Limit(
     "configuration for --from", "UsageError, ReadFailed",
-    nbytes=1 << 20, count=50_000, largest="a graph of Dynamo's recipes: 21 kB, 700 values",
+    nbytes=256 << 10, count=20_000, largest="a graph of Dynamo's recipes: 21 kB, 700 values",
 )  # fmt: skip
 
 COMPANION = Limit(

@@ -6,7 +6,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.resources import files
 
 from dsv4_shard.text.suggest import near
@@ -27,7 +27,7 @@ class KnownOption:
     denies: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class EngineOptions:
     """All options of a version of an engine, by each of their names, and the variables that it reads.
 
@@ -48,10 +48,7 @@ class EngineOptions:
             name = name.partition(".")[0].replace("_", "-")
         if name in self.options:
             return self.options[name]
-        if not name.startswith("--"):
-            return None
-        begun = {option for known, option in self.options.items() if known.startswith(name)}
-        return begun.pop() if len(begun) == 1 else None
+        return _begun(self, name) if name.startswith("--") else None
 
     def resembling(self, name: str) -> list[str]:
         """Return up to three names of options that `name` may be meant for, closest first."""
@@ -59,6 +56,13 @@ class EngineOptions:
 
 
 _HYPHENATING = ("vllm",)
+
+
+@lru_cache(maxsize=4096)
+def _begun(table: EngineOptions, name: str) -> KnownOption | None:
+    """Return the only option that has a name with this beginning; None if there is none, or several."""
+    begun = {option for known, option in table.options.items() if known.startswith(name)}
+    return begun.pop() if len(begun) == 1 else None
 
 
 @cache

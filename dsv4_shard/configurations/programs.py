@@ -1,7 +1,8 @@
 """Commands → roles: which program a command starts, and its options with their values."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -80,9 +81,9 @@ def _role(program: Program, command: ShellCommand, at: int) -> EngineRole:
 def parsed(words: list[str], program: Program) -> tuple[str, tuple[GivenOption, ...]]:
     """Return the model and the options of a program's words, as the engine's parser divides them."""
     table = options_of(program.engine)
-    model, options, rest = "", list[GivenOption](), list(words)
+    model, options, rest = "", list[GivenOption](), deque(words)
     while rest:
-        word = rest.pop(0)
+        word = rest.popleft()
         if not _OPTION.match(word):
             model = model or (word if program.names_model else "")
             continue
@@ -93,13 +94,13 @@ def parsed(words: list[str], program: Program) -> tuple[str, tuple[GivenOption, 
         least, most = _values_of(name, program, table, rest)
         taken = list[str]()
         while rest and len(taken) < most and (len(taken) < least or not _OPTION.match(rest[0])):
-            taken.append(rest.pop(0))
+            taken.append(rest.popleft())
         options.append(GivenOption(name, " ".join(taken) if taken else None))
     named = [option.value for option in options if option.name in _MODELS and option.value]
     return (named[-1] if named else model), tuple(options)
 
 
-def _values_of(name: str, program: Program, table: EngineOptions | None, rest: list[str]) -> tuple[int, int]:
+def _values_of(name: str, program: Program, table: EngineOptions | None, rest: Collection[str]) -> tuple[int, int]:
     """Return the least and the most values that an option takes. An unknown one takes one word that is no option."""
     own = WRAPPERS.get(name) if program.wrapped else None
     known = None if own else table and table.find(name)

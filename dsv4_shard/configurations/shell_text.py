@@ -34,6 +34,9 @@ _TERM = re.compile(r"\$?\{?(\w+)(?::-(\w*))?\}?", re.ASCII)
 
 _MOST_DIGITS = 9
 
+_LONGEST_VALUE = 1000
+"""Characters of a value that is filled in. A longer one would let a short text grow without end."""
+
 
 @dataclass(slots=True)
 class ShellCommand:
@@ -68,7 +71,7 @@ def commands_of(text: str, variables: Mapping[str, str]) -> Iterator[ShellComman
 def _split(text: str, known: Mapping[str, str]) -> Iterator[list[str]]:
     """Yield the words of each command. `known` may grow between two of them."""
     words: list[str] = []
-    word: str | None = None
+    word: list[str] | None = None
     at = 0
     while at < len(text):
         if word is None and (match := _COMMENT.match(text, at)) is not None:
@@ -82,14 +85,15 @@ def _split(text: str, known: Mapping[str, str]) -> Iterator[list[str]]:
             )
         at, kind, piece = match.end(), match.lastgroup, match[0]
         if kind in ("blank", "end"):
-            words += [] if word is None else [word]
+            words += [] if word is None else ["".join(word)]
             word = None
             if kind == "end" and words:
                 yield words
                 words = []
         else:
-            word = (word or "") + _unquoted(kind, piece, known)
-    words += [] if word is None else [word]
+            word = word or []
+            word.append(_unquoted(kind, piece, known))
+    words += [] if word is None else ["".join(word)]
     if words:
         yield words
 
@@ -116,6 +120,8 @@ def _value(match: re.Match[str], known: Mapping[str, str]) -> str:
         result = _sum(match["sum"], known)
         return match[0] if result is None else str(result)
     found = known.get(match["braced"] or match["bare"] or match["field"] or "")
+    if found is not None and len(found) > _LONGEST_VALUE:
+        return match[0]
     if found is None and match["default"] is not None:
         return match["default"]
     return match[0] if found is None else found

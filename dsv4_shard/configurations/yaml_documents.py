@@ -1,5 +1,6 @@
 """YAML from outside → plain values, within a limit: no tags that make objects, no aliases that grow without end."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from dsv4_shard.errors import UsageError
@@ -18,6 +19,7 @@ def yaml_documents(text: str, where: str) -> list[Any]:
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
+        _check_events(yaml.parse(text, loader), where)
         nodes = list(yaml.compose_all(text, loader))
         values = sum(_size(node, {}) for node in nodes if node is not None)
         if values > CONFIGURATION.count:
@@ -30,13 +32,36 @@ def yaml_documents(text: str, where: str) -> list[Any]:
         raise UsageError(f"{where}: not YAML that can be read", hint=_ONE) from None
 
 
+_WHOLE_NUMBER = "tag:yaml.org,2002:int"
+
+_MOST_DIGITS = 100
+
+
+def _check_events(events: Iterable[Any], where: str) -> None:
+    """Refuse YAML with too many values, or nested too deeply, before nodes are made of it: PyYAML's C code recurses.
+
+    Raises:
+        UsageError: There are more values than are read.
+        ValueError: Nested too deeply.
+    """
+    depth = 0
+    for number, event in enumerate(events):
+        depth += {"SequenceStartEvent": 1, "MappingStartEvent": 1, "SequenceEndEvent": -1, "MappingEndEvent": -1}.get(
+            type(event).__name__, 0
+        )
+        if depth > MAX_DEPTH:
+            raise ValueError
+        if number > 3 * CONFIGURATION.count:
+            raise UsageError(f"{where}: more values than the {CONFIGURATION.count:,} that are read", hint=_ONE)
+
+
 def _size(node: Any, known: dict[int, int], depth: int = 0) -> int:
     """Return the number of values under a node of PyYAML, with those of each alias.
 
     Raises:
-        ValueError: Nested too deeply, or a node that contains itself.
+        ValueError: Nested too deeply, or a number of too many digits.
     """
-    if depth > MAX_DEPTH:
+    if depth > MAX_DEPTH or (node.tag == _WHOLE_NUMBER and len(node.value) > _MOST_DIGITS):
         raise ValueError
     if id(node) in known:
         return known[id(node)]

@@ -59,6 +59,12 @@ def test_nothing_is_run_or_taken_from_this_process(word: str) -> None:
     assert command.words == ["run", word]
 
 
+def test_variables_do_not_let_a_text_grow_without_end() -> None:
+    doubled = "A=xxxxxxxx\n" + "A=$A$A\n" * 100 + "run $A"
+    [command] = commands_of(doubled, {})
+    assert len("".join(command.words)) < len(doubled)
+
+
 @pytest.mark.parametrize("text", ["run 'a", 'x\nrun "a'])
 def test_an_open_quote_is_refused_with_its_line(text: str) -> None:
     with pytest.raises(UsageError, match=rf"line {text.count(chr(10)) + 1}: a quote is not closed"):

@@ -54,7 +54,7 @@ def planned(
 def _planned_role(role: EngineRole, given: Mapping[str, Any], open_model: Opener) -> PlannedRole:
     found = translated(role)
     values = {**found.values, **given}
-    denied = [reason for reason in found.denied if not ("dp" in given and "--dp" in reason)]
+    denied = [reason for reason, options in found.denied.items() if given.keys().isdisjoint(options)]
     request, plan, reason = "", None, "; ".join(denied) or None
     try:
         options = PlanOptions.of({name: value for name, value in values.items() if name not in ("refresh", "output")})

@@ -27,11 +27,14 @@ from dsv4_shard.configurations.programs import WRAPPERS
 from dsv4_shard.configurations.role import EngineRole, GivenOption
 from dsv4_shard.engines import find_engine
 from dsv4_shard.text.suggest import as_option
+from dsv4_shard.text.units import counted
 
 _REPLACEMENTS = {"deep_gemm_amxf4_mega_moe": "deep_gemm_mega_moe"}
 """Runners that an engine no longer has → the one that holds the same weights."""
 
 _NUMBERS = ("tp", "ep", "dp", "redundant_experts", "nodes", "context", "pp")
+
+_UNSET = "its value is not a number, and the configuration does not set it"
 
 _FALSE = ("", "0", "false", "no")
 
@@ -47,18 +50,18 @@ _VERSION = re.compile(r"[:/-]v?(\d+\.\d+\.\d+)(?![\d.])", re.ASCII)
 class Translation:
     """What a role asks for: `values` by the names of `plan`'s options, and `rows` with every option of the role.
 
-    `denied` are reasons why no plan can be what the role asks for.
+    `denied` has the reasons why no plan can be what the role asks for, each with the options of `plan` that settle it.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
     rows: list[ReadOption] = field(default_factory=list)
-    denied: list[str] = field(default_factory=list)
+    denied: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def add(self, given: GivenOption, use: Use, note: str = "") -> None:
-        """Add a row. What cannot be planned is a reason too."""
+    def add(self, given: GivenOption, use: Use, note: str = "", settled_by: tuple[str, ...] = ()) -> None:
+        """Add a row. What cannot be planned is a reason too, unless an option in `settled_by` is given."""
         self.rows.append(ReadOption(option=given.name, value=given.value, use=use, note=note))
         if use is Use.UNPLANNED:
-            self.denied.append(f"{self.rows[-1].written}: {note}")
+            self.denied[f"{self.rows[-1].written}: {note}"] = settled_by
 
 
 def translated(role: EngineRole) -> Translation:
@@ -141,7 +144,7 @@ def _use(option: str, name: str, given: GivenOption, found: Translation) -> None
         return
     value: Any = _number(given.value) if option in _NUMBERS else (given.value or True)
     if value is None:
-        found.add(given, Use.UNPLANNED, "its value is not a number, and the configuration does not set it")
+        found.add(given, Use.UNPLANNED, _UNSET, (option,))
     elif option not in names_of(PlanOptions):
         found.add(given, Use.UNPLANNED, "no layout with pipeline stages is planned")
     elif value in _REPLACEMENTS:
@@ -193,7 +196,7 @@ def _read_sglang_dp(special: dict[str, GivenOption], found: Translation) -> None
         return
     number = _number(size.value)
     if number is None:
-        found.add(size, Use.UNPLANNED, "its value is not a number, and the configuration does not set it")
+        found.add(size, Use.UNPLANNED, _UNSET, ("dp",))
     elif "dp" in found.values:
         found.add(size, Use.USED, _as_ours("dp", found.values["dp"]))
     elif number == 1:
@@ -225,12 +228,13 @@ def _read_variable(role: EngineRole, given: GivenOption, found: Translation) -> 
 def _read_facts(role: EngineRole, found: Translation) -> None:
     """Add what a role says beside its options: hardware, and the engine's version."""
     found.values["engine"] = role.engine
-    if role.sized_by_launcher and "dp" not in found.values:
-        found.denied.append("the launcher adds the number of data-parallel replicas: add it with --dp N")
-    if len(gpus := gpus_called(role.gpu)) == 1:
-        found.values["gpu"] = gpus[0].name
     if role.nodes and role.nodes > 1:
         found.values.setdefault("nodes", role.nodes)
+    _check_gpus(role, found)
+    if role.sized_by_launcher and "dp" not in found.values:
+        found.denied["the launcher adds the number of data-parallel replicas: add it with --dp N"] = ("dp",)
+    if len(gpus := gpus_called(role.gpu)) == 1:
+        found.values["gpu"] = gpus[0].name
     match = _VERSION.search(role.image.partition("@")[0])
     engine = find_engine(role.engine)
     if match is not None and not role.wrapped and engine.versions:  # a wrapper's image has the version of the wrapper
@@ -239,3 +243,14 @@ def _read_facts(role: EngineRole, found: Translation) -> None:
             found.values["engine_version"] = match[1]
         note = f"--engine-version {match[1]}" if is_known else f"planned for {engine.title} {engine.versions[0]}"
         found.add(GivenOption("image", role.image), Use.USED if is_known else Use.UNKNOWN, note)
+
+
+def _check_gpus(role: EngineRole, found: Translation) -> None:
+    """Deny a layout on more GPUs than the nodes of the role have, if both are known."""
+    sizes = {name: found.values.get(name, 1) for name in ("tp", "dp", "pp")}
+    replicated = sizes["dp"] if find_engine(role.engine).dp_multiplies else 1
+    needed = sizes["tp"] * sizes["pp"] * replicated
+    nodes = found.values.get("nodes", role.nodes or 1)
+    if role.gpus_per_node and needed > role.gpus_per_node * nodes:
+        have = f"{counted(nodes, 'node')} of {counted(role.gpus_per_node, 'GPU')}"
+        found.denied[f"the layout is for {needed} GPUs, and the configuration has {have}"] = ("nodes", "tp", "dp")

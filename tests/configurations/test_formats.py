@@ -124,6 +124,13 @@ def test_each_variable_of_the_engine_has_its_use(variable: str, use: Use) -> Non
     assert [row.use for row in translated(role).rows] == [use]
 
 
+def test_a_layout_on_more_gpus_than_the_pods_have_is_denied(tmp_path: Path) -> None:
+    text = (FOLDER / "dynamo-v1beta1.yaml").read_text().replace('nvidia.com/gpu: "8"', 'nvidia.com/gpu: "4"')
+    (tmp_path / "deploy.yaml").write_text(text)
+    [role] = read_configuration(str(tmp_path / "deploy.yaml")).roles
+    assert list(translated(role).denied) == ["the layout is for 8 GPUs, and the configuration has 1 node of 4 GPUs"]
+
+
 def test_an_option_file_is_read_before_the_command_lines_own_options(tmp_path: Path) -> None:
     (tmp_path / "options.yaml").write_text("tensor-parallel-size: 4\nmax-model-len: 4096\nmodel: M\n")
     script = tmp_path / "serve.sh"

@@ -137,6 +137,14 @@ def test_given_options_count_in_place_of_the_configurations() -> None:
     assert found.roles[0].plan.deployment.dp == 8
 
 
+def test_a_value_that_the_configuration_does_not_set_can_be_given() -> None:
+    command = "sglang serve --tp $TP --moe-runner-backend flashinfer_mxfp4"
+    assert "not a number" in str(plan_of(command).roles[0].reason)
+    [role] = planned(read_configuration(command), None, {"gpu": "b200", "tp": 8}, lambda _: inventory_of(PRO)).roles
+    assert role.plan is not None
+    assert role.plan.deployment.tp == 8
+
+
 def test_the_command_lists_roles_or_plans_one(tmp_path: Path) -> None:
     recipe = FOLDER / "srt-slurm.yaml"
     listed = run("plan", root_of(PRO), "--from", recipe)

@@ -97,12 +97,14 @@ UNPLANNED: dict[str, tuple[Unplanned, ...]] = {
 
 UNPLANNED_VARIABLES = {
     "SGLANG_DSV4_FP4_DEQUANT": "FP4 experts that are cast to FP8 as they are loaded",
-    "SGLANG_PP_LAYER_PARTITION": "layers of pipeline stages", "VLLM_PP_LAYER_PARTITION": "layers of pipeline stages",
     "SGLANG_DP_SHARED_EXPERT_LOCAL": "shared experts that are cut or fused in another way",
     "SGLANG_ENABLE_DSV41_ENGRAM_HOST_TABLE": "tables outside of the GPU",
     "SGLANG_ENABLE_DSV41_ENGRAM_PEER_SHARDS": "tables on other GPUs",
 }  # fmt: skip
 """Variable → what no plan has. Values 0 and false change nothing."""
+
+USED_VARIABLES = {"SGLANG_PP_LAYER_PARTITION": "pp_partition", "VLLM_PP_LAYER_PARTITION": "pp_partition"}
+"""Variable → the field of the request with the same meaning."""
 
 SHARED_WHOLE = "SGLANG_SHARED_EXPERT_TP1"
 """SGLang's variable that keeps shared experts whole."""

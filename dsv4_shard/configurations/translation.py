@@ -18,6 +18,7 @@ from dsv4_shard.configurations.meanings import (
     SPECIAL,
     UNPLANNED_VARIABLES,
     USED,
+    USED_VARIABLES,
     is_of_engine,
     subject_of,
     unplanned,
@@ -213,6 +214,8 @@ def _read_variable(role: EngineRole, given: GivenOption, found: Translation) -> 
         if whole:
             found.values["shared_experts"] = "whole"
         found.add(given, Use.USED, "--shared-experts whole" if whole else "the engine's default")
+    elif given.name in USED_VARIABLES:
+        _use(USED_VARIABLES[given.name], given.name, given, found)
     elif given.name in UNPLANNED_VARIABLES and value not in _FALSE:
         found.add(given, Use.UNPLANNED, f"no plan has {UNPLANNED_VARIABLES[given.name]}")
     elif given.name in OWN_VARIABLES:

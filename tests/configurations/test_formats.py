@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 from support.paths import DATA
 
+from dsv4_shard.catalog.option import names_of
+from dsv4_shard.catalog.request import PlanOptions
 from dsv4_shard.configurations import Use, read_configuration
 from dsv4_shard.configurations.programs import roles_in
 from dsv4_shard.configurations.translation import translated
@@ -112,6 +114,14 @@ def test_each_option_has_its_use(options: str, use: Use, said: str) -> None:
     [row] = translated(role).rows
     assert row.use is use
     assert said in row.note
+
+
+def test_pipeline_stages_are_used_where_they_can_be_planned_and_never_left_out() -> None:
+    [role] = roles_in("SGLANG_PP_LAYER_PARTITION=31,30 sglang serve --tp 8 --pp-size 2", {})
+    found = translated(role)
+    can = "pp" in names_of(PlanOptions)
+    assert [row.use for row in found.rows if row.option != "--tp"] == [Use.USED if can else Use.UNPLANNED] * 2
+    assert bool(found.denied) is not can
 
 
 @pytest.mark.parametrize(("variable", "use"), [

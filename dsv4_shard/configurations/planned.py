@@ -9,7 +9,7 @@ from dsv4_shard.checkpoint import Checkpoint, Inventory
 from dsv4_shard.configurations.documents import PlannedDeployment, PlannedRole, ReadOption, Use
 from dsv4_shard.configurations.formats import Configuration
 from dsv4_shard.configurations.role import EngineRole
-from dsv4_shard.configurations.translation import Translation, plain_name, translated
+from dsv4_shard.configurations.translation import Translation, is_on, plain_name, translated
 from dsv4_shard.engines import Request
 from dsv4_shard.errors import UsageError
 from dsv4_shard.planning import Plan, make_plan, request_of
@@ -88,7 +88,8 @@ def _on_command_line(name: str, value: object) -> str:
 def _lacking(role: EngineRole, found: Translation, plan: Plan) -> tuple[str, ...]:
     """Return the settings that the plan changes from the engine's defaults, and the configuration does not have.
 
-    A setting that it has with another value counts as one that it has, but for an option that was replaced.
+    A setting that it has with another value counts as one that it has, but for an option that was replaced, and for a
+    switch.
     """
     replaced = {plain_name(role.engine, row.option) for row in found.rows if _is_replaced(row)}
     own = {plain_name(role.engine, option.name) for option in role.options} - replaced
@@ -102,5 +103,9 @@ def _is_replaced(row: ReadOption) -> bool:
 
 
 def _has(setting: str, role: EngineRole, own: set[str]) -> bool:
-    name = setting.partition(" ")[0]
-    return plain_name(role.engine, name) in own if name.startswith("-") else setting.partition("=")[0] in role.variables
+    if setting.startswith("-"):
+        return plain_name(role.engine, setting.partition(" ")[0]) in own
+    name, _, needed = setting.partition("=")
+    given = role.variables.get(name)
+    is_switch = needed in ("0", "1")
+    return given is not None and (not is_switch or is_on(given) == is_on(needed))

@@ -39,6 +39,12 @@ _UNSET = "its value is not a number, and the configuration does not set it"
 
 _FALSE = ("", "0", "false", "no")
 
+
+def is_on(value: str) -> bool:
+    """Whether a switch with this value is on."""
+    return value.lower() not in _FALSE
+
+
 _NUMBER = re.compile(r"(\d{1,9})([kKmM]?)", re.ASCII)
 
 _UNITS = {"": 1, "k": 1000, "K": 1 << 10, "m": 10**6, "M": 1 << 20}
@@ -179,11 +185,12 @@ def _read_special(role: EngineRole, special: dict[str, GivenOption], found: Tran
     ):
         given = special.get(name)
         if given is not None:
-            is_on = (given.value or "true").lower() not in _FALSE
-            if is_on and size > 1:
+            on = is_on(given.value or "true")
+            if on and size > 1:
                 found.values[option] = size
-            ours = _as_ours(option, size)
-            found.add(given, Use.USED if is_on else Use.NO_EFFECT, ours if is_on else "the engine's default")
+            found.add(
+                given, Use.USED if on else Use.NO_EFFECT, _as_ours(option, size) if on else "the engine's default"
+            )
 
 
 def _read_sglang_dp(special: dict[str, GivenOption], found: Translation) -> None:
@@ -210,13 +217,13 @@ def _read_variable(role: EngineRole, given: GivenOption, found: Translation) -> 
     """Add a variable of the engine."""
     table, value = options_of(role.engine), (given.value or "").lower()
     if given.name == SHARED_WHOLE and role.engine == "sglang":
-        whole = value not in _FALSE
+        whole = is_on(value)
         if whole:
             found.values["shared_experts"] = "whole"
         found.add(given, Use.USED, "--shared-experts whole" if whole else "the engine's default")
     elif given.name in USED_VARIABLES:
         _use(USED_VARIABLES[given.name], given.name, given, found)
-    elif given.name in UNPLANNED_VARIABLES and value not in _FALSE:
+    elif given.name in UNPLANNED_VARIABLES and is_on(value):
         found.add(given, Use.UNPLANNED, f"no plan has {UNPLANNED_VARIABLES[given.name]}")
     elif given.name in OWN_VARIABLES:
         found.add(given, Use.USED, "the plan sets it itself where the layout needs it")

@@ -88,6 +88,13 @@ def test_settings_that_the_plan_needs_and_the_command_has_not_are_named() -> Non
     assert (role.lacks, role.exit_code) == ((), ExitCode.DONE)
 
 
+@pytest.mark.parametrize(("value", "lacks"), [("1", ()), ("true", ()), ("0", ("SGLANG_SHARED_EXPERT_TP1=1",))])
+def test_a_switch_that_is_off_is_lacking(value: str, lacks: tuple[str, ...]) -> None:
+    command = f"SGLANG_SHARED_EXPERT_TP1={value} sglang serve --tp 16 --moe-runner-backend marlin"
+    [role] = plan_of(command, "h20-96").roles
+    assert role.lacks == lacks
+
+
 def test_every_command_that_a_plan_prints_is_read_back_as_the_plan() -> None:
     """With its options for the draft, for each engine; nothing is left over, and nothing lacking."""
     requests: list[dict[str, Any]] = [

@@ -94,6 +94,7 @@ conformance: $(READY)
 	$(BIN)/python -m conformance loader
 	$(BIN)/python -m conformance kv-cache
 	$(BIN)/python -m conformance gpus
+	$(BIN)/python -m conformance stages
 	$(BIN)/python -m conformance order
 	$(BIN)/python -m conformance options
 

@@ -26,7 +26,8 @@ class Case:
     `variant` is a key of `tiny.VARIANTS`, `runner` the MoE backend as the engine calls it (`auto`: its own choice),
     `dp` SGLang's attention DP, or vLLM's replicas. `shared` is whole or split; vLLM leaves no choice (`auto`). `draft`
     looks at the MTP model instead of the target. `dp_lm_head` and `redundant` are options of SGLang,
-    `locations` the name of a map in LOCATIONS.
+    `locations` the name of a map in LOCATIONS. `pp` is the number of pipeline stages; `partition` has the layers of
+    each, if the engine does not divide them by itself.
     """
 
     engine: str
@@ -42,6 +43,8 @@ class Case:
     dp_lm_head: bool = False
     redundant: int = 0
     locations: str | None = None
+    pp: int = 1
+    partition: str | None = None
 
     @property
     def name(self) -> str:
@@ -54,6 +57,8 @@ class Case:
         words += ["dphead"] if self.dp_lm_head else []
         words += [f"red{self.redundant}"] if self.redundant else []
         words += [self.locations] if self.locations else []
+        words += [f"pp{self.pp}"] if self.pp > 1 else []
+        words += [self.partition.replace(",", "_")] if self.partition else []
         words += ["draft"] if self.draft else []
         return "-".join([*words, f"sm{self.sm}"])
 
@@ -62,8 +67,11 @@ class Case:
         """The ranks looked at.
 
         Of 4, rank 1 tells blocks of ranks from strides; of 8, rank 3 is the last that has one of 4 blocks. vLLM's are
-        counted through its replicas.
+        counted through its replicas. With pipeline stages, the first and the last rank of each; a draft is on the last.
         """
+        if self.pp > 1:
+            firsts = [stage * self.tp for stage in range(self.pp)]
+            return tuple(sorted({rank for first in firsts[-self.draft :] for rank in (first, first + self.tp - 1)}))
         world = self.tp * self.dp if self.engine == "vllm" else self.tp
         return {1: (0,), 2: (0, 1), 3: (0, 1, 2), 4: (0, 1, 3), 8: (0, 3, 7)}[world]
 
@@ -106,12 +114,16 @@ class Case:
             "dp_lm_head": self.dp_lm_head,
             "redundant_experts": self.redundant,
             "expert_locations": self.locations_file,
+            "pp": self.pp,
+            "pp_partition": self.partition,
         }
 
     @property
     def environment(self) -> dict[str, str]:
         """Variables that must be set before the engine is imported: cases that agree on them share a process."""
         variables = {"CONFORMANCE_SM": str(self.sm)}
+        if self.partition:
+            variables[f"{self.engine.upper()}_PP_LAYER_PARTITION"] = self.partition
         if self.engine == "sglang":
             variables["SGLANG_SHARED_EXPERT_TP1"] = str(int(self.shared == "whole" and not self.a2a))
             if self.fp8_experts:
@@ -202,6 +214,7 @@ def _sglang() -> Iterator[Case]:
     yield Case("sglang", "fp4", "auto", 4, 4, 4, "whole", "megamoe", sm=100, dp_lm_head=True, redundant=4)
     for draft in (False, True):
         yield Case("sglang", "fp4-odd", tp=2, shared="whole", draft=draft, sm=100)
+    yield from _sglang_stages()
     yield from _sglang_dspark()
     for tp, ep, shared, sm in (
         (1, 1, "split", 90), (2, 1, "split", 90), (2, 2, "whole", 90), (4, 2, "whole", 90), (8, 1, "whole", 90),
@@ -260,6 +273,47 @@ def _sglang_places() -> Iterator[Case]:
     yield Case("sglang", "fp8", "triton", 2, 2, shared="whole", redundant=2, locations="strided-ten")
 
 
+def _sglang_stages() -> Iterator[Case]:
+    """Pipeline stages of the three layers: 1 and 2, as SGLang divides them, 2 and 1, and one each."""
+    for variant, runner, tp, ep, dp, shared, a2a, pp, partition in (
+        ("fp4", "marlin", 1, 1, 1, "split", None, 2, None),
+        ("fp4", "marlin", 2, 1, 1, "split", None, 2, None),
+        ("fp4", "marlin", 2, 1, 1, "whole", None, 2, "2,1"),
+        ("fp4", "marlin", 2, 2, 2, "whole", None, 3, None),
+        ("fp4", "flashinfer_mxfp4", 4, 2, 1, "split", None, 2, None),
+        ("fp4", "auto", 2, 2, 2, "whole", "deepep", 2, "2,1"),
+        ("fp8", "triton", 2, 1, 1, "split", None, 2, None),
+        ("fp8", "triton", 2, 2, 2, "whole", None, 3, None),
+        ("fp8e8", "triton", 1, 1, 1, "split", None, 3, None),
+    ):
+        yield Case("sglang", variant, runner, tp, ep, dp, shared, a2a, pp=pp, partition=partition)
+    yield Case("sglang", "fp4", "marlin", 2, 2, shared="whole", redundant=2, locations="strided-ten", pp=2)
+    yield Case("sglang", "fp4", "marlin", 2, 2, 2, "whole", dp_lm_head=True, pp=2)
+    yield Case("sglang", "fp4", "auto", 2, shared="split", sm=100, pp=2)
+    yield Case("sglang", "fp4", "auto", 2, 2, 2, "whole", "megamoe", sm=100, dp_lm_head=True, pp=2)
+
+
+def _vllm_stages() -> Iterator[Case]:
+    """Pipeline stages of the three layers: 2 and 1, as vLLM divides them, 1 and 2, and one each."""
+    for variant, tp, ep, pp, partition, draft in (
+        ("fp4", 1, 1, 2, None, False),
+        ("fp4", 1, 1, 2, None, True),
+        ("fp4", 2, 1, 2, None, False),
+        ("fp4", 2, 1, 2, None, True),
+        ("fp4", 2, 1, 2, "1,2", False),
+        ("fp4", 2, 2, 3, None, False),
+        ("fp4", 2, 2, 3, None, True),
+        ("fp4-odd", 4, 1, 2, None, False),
+        ("fp8f32", 2, 1, 2, None, False),
+        ("fp8f32", 2, 2, 2, "1,2", True),
+        ("fp8e8-odd", 2, 1, 3, None, False),
+    ):
+        yield Case("vllm", variant, "auto", tp, ep, draft=draft, pp=pp, partition=partition)
+    for tp, ep, draft in ((2, 1, False), (2, 2, True)):
+        yield Case("vllm", "fp4", "auto", tp, ep, draft=draft, sm=100, pp=2)
+    yield Case("vllm", "dspark-fp4", "auto", 2, pp=2)
+
+
 def _vllm() -> Iterator[Case]:
     for tp in (1, 2, 4, 8):
         for ep in sorted({1, tp}):
@@ -280,6 +334,7 @@ def _vllm() -> Iterator[Case]:
     for variant in ("fp8f32", "fp8e8"):
         yield from _vllm_fp8(variant)
     yield from _vllm_replicas()
+    yield from _vllm_stages()
     yield from _vllm_dspark()
     for sm, tp in itertools.product((90, 100), (1, 2, 4, 8)):
         for ep, draft in itertools.product(sorted({1, tp}), (False, True)):

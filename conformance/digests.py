@@ -7,7 +7,8 @@ An oracle file, `tests/data/oracles/<engine>/<case>.json`, holds one parameter a
     "lm_head.weight": ["BF16", [256, 256], ["03ab…", "77d1…"]]
     }}
 
-The digest is the first half of a SHA-256, one for all ranks or one for each of `ranks`; so is the shape. `unloaded` are
+The digest is the first half of a SHA-256, one for all ranks or one for each of `ranks`, null for a rank of a pipeline
+stage without the parameter; so is the shape. `unloaded` are
 parameters that the engine's own loader leaves as they are; they are not among `params`. `method` is what the MoE
 backend resolved to, `turned` the digest of SGLang's `ape` parameters after `post_load_weights`, which changes them and
 no other.
@@ -46,7 +47,7 @@ class Oracle:
 
 
 def write_oracle(path: Path, oracle: Oracle) -> None:
-    """Write an oracle in its compact form. Raises ValueError where names or dtypes differ between ranks."""
+    """Write an oracle in its compact form. Raises ValueError where names or dtypes differ between ranks of a stage."""
     path.parent.mkdir(parents=True, exist_ok=True)
     head = {
         "case": oracle.case.to_dict(),
@@ -55,22 +56,29 @@ def write_oracle(path: Path, oracle: Oracle) -> None:
         "unloaded": oracle.unloaded,
         "turned": oracle.turned,
     }
-    lines = [f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(_compact(oracle.ranks).items())]
+    compact = _compact(oracle.ranks, oracle.case.tp if oracle.case.pp > 1 else max(oracle.ranks) + 1)
+    lines = [f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in sorted(compact.items())]
     path.write_text(json.dumps(head)[:-1] + ', "params": {\n' + ",\n".join(lines) + "\n}}\n")
 
 
-def _compact(ranks: dict[int, Params]) -> dict[str, list[Any]]:
-    first, *others = ranks.values()
+def _compact(ranks: dict[int, Params], of_stage: int) -> dict[str, list[Any]]:
+    """The entries of all parameters; `of_stage` ranks have the same ones. Ranks without one have None as its digest."""
     entries: dict[str, list[Any]] = {}
-    for name, (dtype, shape, _) in first.items():
-        if any(params[name][0] != dtype for params in others):
+    for name in dict.fromkeys(name for params in ranks.values() for name in params):
+        found = [params.get(name) for params in ranks.values()]
+        holders = [one for one in found if one is not None]
+        dtype, shape, _ = holders[0]
+        if any(one[0] != dtype for one in holders):
             raise ValueError(f"{name}: not the same dtype on every rank")
-        digests = [params[name][2] for params in ranks.values()]
-        shapes = [params[name][1] for params in ranks.values()]
-        is_even = all(one == shape for one in shapes)
-        entries[name] = [dtype, shape if is_even else shapes, digests if len(set(digests)) > 1 else digests[0]]
-    if any(params.keys() != first.keys() for params in others):
-        raise ValueError("not the same parameters on every rank")
+        digests = [one and one[2] for one in found]
+        is_even = all(one[1] == shape for one in holders)
+        shapes = shape if is_even else [one and one[1] for one in found]
+        entries[name] = [dtype, shapes, digests if len(set(digests)) > 1 else digests[0]]
+    stages: dict[int, set[frozenset[str]]] = {}
+    for rank, params in ranks.items():
+        stages.setdefault(rank // of_stage, set()).add(frozenset(params))
+    if any(len(names) > 1 for names in stages.values()):
+        raise ValueError("not the same parameters on every rank of a stage")
     return entries
 
 
@@ -81,7 +89,9 @@ def read_oracle(path: Path) -> Oracle:
     for name, (dtype, shape, digests) in document["params"].items():
         for index, params in enumerate(ranks.values()):
             own = shape[index] if shape and isinstance(shape[0], list) else shape
-            params[name] = (dtype, own, digests if isinstance(digests, str) else digests[index])
+            digest = digests if isinstance(digests, str) else digests[index]
+            if digest is not None:
+                params[name] = (dtype, own, digest)
     head = {key: document[key] for key in ("method", "unloaded", "turned")}
     return Oracle(Case(**document["case"]), ranks, **head)
 

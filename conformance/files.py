@@ -68,6 +68,8 @@ def reshard_case(case: Case, work: Path) -> list[str]:
     for key, option in _OPTIONS.items():
         if request[key] is not None:
             command += [option, str(request[key])]
+    command += ["--pp", str(case.pp)] if case.pp > 1 else []
+    command += ["--pp-partition", case.partition] if case.partition else []
     command += ["--dp-lm-head"] if case.dp_lm_head else []
     command += ["--redundant-experts", str(case.redundant)] if case.redundant else []
     command += ["--expert-locations", case.locations_file] if case.locations_file else []
@@ -82,7 +84,7 @@ def _load_jobs(oracle: Oracle, checkpoint: Path, out: Path, load_format: str) ->
     """
     case = oracle.case
     formats = [load_format] if case.engine == "sglang" or case.is_mega else ["sharded_state", load_format]
-    in_order = not (case.redundant or case.locations)
+    in_order = not (case.redundant or case.locations or case.pp > 1)
     if case.engine == "sglang" and case.fp8_experts and case.sm == 90 and not case.draft and in_order:
         formats.append("sharded_state")
     for rank in oracle.ranks:

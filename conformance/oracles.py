@@ -60,9 +60,9 @@ def _add(made: Made, rank: int, result: dict[str, Any]) -> None:
     made.oracle.ranks[rank] = {
         name: (dtype, shape, digest) for name, (dtype, shape, digest) in result["params"].items()
     }
-    made.oracle.unloaded = result["unloaded"]
+    made.oracle.unloaded = list(dict.fromkeys((*made.oracle.unloaded, *result["unloaded"])))
     made.oracle.method = result["method"]
-    made.oracle.turned = result.get("turned", {})
+    made.oracle.turned |= result.get("turned", {})
 
 
 def check_oracles(engine: Engine, cases: list[Case], *, update: bool) -> int:

@@ -6,6 +6,7 @@
     loader      our loader within SGLang in other deployments: it loads what SGLang loads, or refuses with its reason
     kv-cache    the KV cache that the engines' own code makes of memory, compared with tests/data/kv_cache
     gpus        which MoE backends the engines accept on each GPU, compared with tests/data/gpus
+    stages      how the engines divide layers over pipeline stages, compared with tests/data/pipeline
     order       where the engines stop first on layouts that break several rules, compared with tests/data/order
     options     the options of the engines' own parsers, compared with dsv4_shard/configurations/engine_options.json
     contracts   which parameters the engines declare for the real models, and what they refuse, into the folder --out
@@ -33,8 +34,9 @@ from conformance.nodes import check_nodes
 from conformance.options import check_options
 from conformance.oracles import check_oracles
 from conformance.order import check_order
+from conformance.stages import check_stages
 
-_COMMANDS = ("oracles", "files", "nodes", "loader", "kv-cache", "gpus", "order", "options", "contracts")
+_COMMANDS = ("oracles", "files", "nodes", "loader", "kv-cache", "gpus", "stages", "order", "options", "contracts")
 
 ENVIRONMENTS = Path.home() / ".cache" / "dsv4-shard-conformance"
 
@@ -62,6 +64,8 @@ def main() -> None:
                     failures += check_kv_cache(engine, update=options.update)
                 case "gpus":
                     failures += check_gpus(engine, update=options.update)
+                case "stages":
+                    failures += check_stages(engine, update=options.update)
                 case "order":
                     failures += check_order(engine, options.cases, update=options.update)
                 case "options":

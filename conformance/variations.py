@@ -17,6 +17,7 @@ _FOUR = Case("sglang", "fp4", "marlin", 4, ep=2, shared="whole")
 _DP_HEAD = Case("sglang", "fp4", "marlin", 2, ep=2, dp=2, shared="whole", dp_lm_head=True)
 _REDUNDANT = Case("sglang", "fp4", "marlin", 2, ep=2, shared="whole", redundant=2)
 _STRIDED = Case("sglang", "fp4", "marlin", 2, ep=2, shared="whole", locations="strided")
+_STAGES = Case("sglang", "fp4", "marlin", 2, shared="whole", pp=2, partition="2,1")
 _DRAFT = Case("sglang", "fp4", "marlin", 2, ep=2, shared="whole", draft=True)
 _FP8 = Case("sglang", "fp8", "triton", 2, ep=2, shared="whole")
 _DSPARK = Case("sglang", "dspark-fp4", "marlin", 2, ep=2, shared="split", draft=True)
@@ -51,7 +52,7 @@ class Variation:
         return {
             "variation": self.name,
             "case": self.case.to_dict(),
-            "rank": self.case.tp - 1,
+            "rank": self.case.tp * self.case.pp - 1,
             "options": self.options,
             "variables": self.variables,
             "stage": self.stage,
@@ -59,6 +60,8 @@ class Variation:
             "version": self.version,
         }
 
+
+_ALONE = {"SGLANG_PP_LAYER_PARTITION": "1,1,1"}
 
 _IDENTITY = [list(range(8))] * 3
 _REVERSED = [list(reversed(range(8)))] * 3
@@ -78,6 +81,7 @@ _MOVED = r"expert locations: the files are for identity, found expert {} in slot
 def _loaded() -> Iterator[Variation]:
     yield Variation("planned", _EP)
     yield Variation("locations-identity", _EP, options=_at(_IDENTITY))
+    yield Variation("stages", _STAGES)
     yield Variation("locations-none", _EP, placed=False)
     yield Variation("eplb", _DP, options={"enable_eplb": True})
     yield Variation("draft-beside-moved-target", _DRAFT, options=_at(_REVERSED))
@@ -122,8 +126,11 @@ def _refused() -> Iterator[Variation]:
     yield Variation("redundant", _EP, redundant, {"ep_num_redundant_experts": 2})
     yield Variation("redundant-tp", _TP, redundant, {"ep_num_redundant_experts": 2})
     for stage in (0, 1):
-        reason = "pipeline stages: the files are for 1, found 2: start SGLang without --pp-size"
+        reason = "pp: the files are for 1, found 2: start SGLang with the plan's --pp-size, none if it has none"
         yield Variation(f"stage-{stage}", _EP, reason, {"pp_size": 2}, stage=stage)
+    yield Variation("other-stages", _STAGES, "pp: the files are for 2, found 3", {"pp_size": 3}, _ALONE)
+    reason = "layers of stage 1: the files are for 2, found 1-2"
+    yield Variation("other-layers", _STAGES, reason, variables={"SGLANG_PP_LAYER_PARTITION": "1,2"})
     yield Variation("moe-dp", _FOUR, "MoE DP: the files are for 1, found 2", {"attn_cp_size": 2, "moe_dp_size": 2})
     yield Variation("attention-cp", _EP, "attention CP: the files are for 1, found 2", {"attn_cp_size": 2})
     elastic = {"elastic_ep_backend": "mooncake", "moe_a2a_backend": "mooncake"}

@@ -71,11 +71,13 @@ def _rows(checkpoint: Path, parameter: str, rank: int, tp: int) -> Param:
 
 
 def read_rank(folder: Path, rank: int, case: Case) -> Params:
-    """Every tensor of a rank's files. vLLM's replicas have files of their own."""
+    """Every tensor of a rank's files. vLLM's replicas have files of their own, and so have pipeline stages."""
     params: Params = {}
     name = f"rank-{rank}"
     if case.engine == "vllm" and case.dp > 1:
         name = f"dp-{rank // case.tp}-rank-{rank % case.tp}"
+    if case.pp > 1:
+        name = f"pp-{rank // case.tp}-tp-{rank % case.tp}"
     for file in sorted(folder.glob(f"model-{name}-part-*.safetensors")):
         for tensor, ((dtype, shape), data) in read_file(file).items():
             if tensor in params:

@@ -94,6 +94,8 @@ def _server_args(case: Case, model: str, load_format: str, more: dict[str, Any])
         options["attn_dp_size"] = case.dp
     if case.runner not in OWN_RUNNERS:
         options["moe_runner_backend"] = case.runner
+    if case.pp > 1:
+        options["pp_size"] = case.pp
     if case.redundant:
         options["ep_num_redundant_experts"] = case.redundant
     if case.locations_file:

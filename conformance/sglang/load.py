@@ -88,7 +88,12 @@ def _watch_processing(seen: dict[str, Any], process: bool) -> None:
 
 
 def _unturned(turned: dict[str, str], after: dict[str, Any]) -> list[str]:
-    return [f"{name}: not turned once after loading" for name, want in turned.items() if after[name][2] != want]
+    """`turned` has those of other pipeline stages too."""
+    return [
+        f"{name}: not turned once after loading"
+        for name, want in turned.items()
+        if name in after and after[name][2] != want
+    ]
 
 
 def _wrong_cache_scales(model: torch.nn.Module) -> list[str]:

@@ -84,7 +84,7 @@ def method_of(model: Any, case: Case) -> str:
 
 
 def first_layer(model: Any, case: Case) -> Any:
-    """The first layer of a model, or of a draft model."""
+    """The first layer of a model's pipeline stage, or of a draft model."""
     if case.draft:
         return model.stages[0] if case.dspark else model.model.decoder
-    return model.model.layers[0]
+    return model.model.layers[model.model.start_layer]

@@ -1,7 +1,7 @@
 """From a case to vLLM's own config and model, as a worker of one rank makes them.
 
-`stubs` must be installed before this module is imported. Faked here: process groups (EP = TP × DP, without pipeline
-parallelism), and tensors asked for on CUDA, which come to lie on the CPU.
+`stubs` must be installed before this module is imported. Faked here: process groups (EP = TP × DP), and tensors asked
+for on CUDA, which come to lie on the CPU.
 """
 
 from typing import Any, NamedTuple
@@ -54,10 +54,11 @@ class _Group:
         """Nobody to wait for."""
 
 
-def _fake_groups(tp: int, dp: int, rank: int) -> None:
-    """Groups as seen by a rank, which is counted through the replicas."""
-    sizes = {"_WORLD": tp * dp, "_TP": tp, "_EP": tp * dp, "_DP": dp, "_PP": 1, "_PCP": 1, "_DCP": 1}
-    ranks = {"_WORLD": rank, "_TP": rank % tp, "_EP": rank, "_DP": rank // tp}
+def _fake_groups(case: Case, rank: int) -> None:
+    """Groups as seen by a rank, which is counted through the replicas, or through the pipeline stages."""
+    tp, dp, pp = case.tp, case.dp, case.pp
+    sizes = {"_WORLD": tp * dp * pp, "_TP": tp, "_EP": tp * dp, "_DP": dp, "_PP": pp, "_PCP": 1, "_DCP": 1}
+    ranks = {"_WORLD": rank, "_TP": rank % tp, "_EP": rank % (tp * dp), "_DP": rank // tp % dp, "_PP": rank // tp % pp}
     for name, size in sizes.items():
         setattr(parallel_state, name, _Group(name, size, ranks.get(name, 0)))
     parallel_state._EPLB = None
@@ -87,7 +88,7 @@ def bring_up(
     `served` are options for jobs that look at memory, which have vLLM's defaults in all else. `draft` is the folder of
     the draft model if it is not the target's.
     """
-    _fake_groups(case.tp, case.dp, rank)
+    _fake_groups(case, rank)
     options: dict[str, Any] = {"kv_cache_dtype": "fp8"} | more | (_BRIEF if served is None else served)
     if case.draft:
         method, tokens = ("dspark", 5) if case.dspark else ("mtp", 1)
@@ -98,12 +99,13 @@ def bring_up(
     config = EngineArgs(
         model=model,
         tensor_parallel_size=case.tp,
+        pipeline_parallel_size=case.pp,
         enable_expert_parallel=case.ep > 1,
         load_format="auto",
         skip_tokenizer_init=True,
         enforce_eager=True,
         moe_backend=case.runner,
-        distributed_executor_backend="mp" if case.tp > 1 else "uni",
+        distributed_executor_backend="mp" if case.tp * case.pp > 1 else "uni",
         **options,
     ).create_engine_config(UsageContext.OPENAI_API_SERVER)
     return config, config.speculative_config.draft_model_config if case.draft else config.model_config

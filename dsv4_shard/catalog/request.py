@@ -193,6 +193,20 @@ class LayoutOptions(Target, Parallelism):
     """All options of a layout except TP."""
 
     shared_experts: Annotated[str, SHARED] = "auto"
+    pp: Annotated[
+        int,
+        Option(
+            help="Pipeline parallelism: the number of stages, each of --tp ranks (sglang, vllm).",
+            metavar="N", panel=LAYOUT, least=1, most=MAX_RANKS,
+        ),
+    ] = 1  # fmt: skip
+    pp_partition: Annotated[
+        str | None,
+        Option(
+            help="Layers of each pipeline stage, such as 31,30: SGLANG_ or VLLM_PP_LAYER_PARTITION.",
+            metavar="LAYERS", panel=LAYOUT, shows="the engine's", longest=1000,
+        ),
+    ] = None  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -219,6 +233,16 @@ class Request(LayoutOptions, _FirstTp):
         None for plans of releases whose files had one part, and were not aligned.
         """
         return None if self.part_size is None else bytes_of(self.part_size) or 0
+
+    @property
+    def partition(self) -> tuple[int, ...]:
+        """Layers of each pipeline stage in `pp_partition`, `31,30`; empty if it is no such list, which is refused.
+
+        The engines take any integers; a stage without layers fails in them later.
+        """
+        words = (self.pp_partition or "").split(",")
+        numbers = tuple(int(word) for word in words if word.isascii() and word.isdecimal())
+        return numbers if len(numbers) == len(words) and all(numbers) else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,7 +382,8 @@ def refuse_beside_gpus(asked: Iterable[str]) -> None:
     """
     for name in asked:
         hint = f"Leave out {as_option(name)}, or --gpus."
-        raise UsageError(f"{{gpus}} and {{{name}}}: the search tries them all", hint=hint,
+        why = "a search plans no pipeline stages" if name in ("pp", "pp_partition") else "the search tries them all"
+        raise UsageError(f"{{gpus}} and {{{name}}}: {why}", hint=hint,
                          parameters={"gpus": ..., name: ...})  # fmt: skip
 
 

@@ -4,7 +4,7 @@ Later modules use roles, formats and counts instead of tensor names. The experts
 FP4 or FP8; config.json is only compared.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from dsv4_shard.checkpoint.completeness import check_completeness, check_numbers
@@ -60,6 +60,7 @@ class Inventory:
         config: The checkpoint's config.
         names: Tensor name → parsed name.
         groups: Group → number of its tensors.
+        layers: Layer → group → number of its tensors there.
         formats: (stage, role) → how the role is stored.
         draft: The draft model that the MTP blocks make up.
         findings: What the checks found.
@@ -75,6 +76,7 @@ class Inventory:
     findings: tuple[Finding, ...]
     draft_difference: str | None = None
     is_draft_known: bool = True
+    layers: dict[int, dict[TensorGroup, int]] = field(default_factory=dict)
 
     @property
     def family(self) -> Family:
@@ -162,7 +164,7 @@ def _take(checkpoint: Checkpoint) -> Inventory:
         findings.append(Finding(Severity.WARNING, "mtp-format", f"the MTP block is left out: {difference}"))
     return Inventory(
         checkpoint.config, names, _count(census, formats), formats, census.draft, tuple(findings), difference,
-        is_draft_known=odd is None,
+        is_draft_known=odd is None, layers=_by_layer(census, formats),
     )  # fmt: skip
 
 
@@ -241,6 +243,17 @@ def _count(census: Census, formats: dict[tuple[Stage, Role], Format]) -> dict[Te
         group = _group(formats, kind.stage, kind.role, kind.part, kind.dtype, kind.shape)
         groups[group] = groups.get(group, 0) + count
     return groups
+
+
+def _by_layer(census: Census, formats: dict[tuple[Stage, Role], Format]) -> dict[int, dict[TensorGroup, int]]:
+    """Count the tensors of each layer by group."""
+    layers: dict[int, dict[TensorGroup, int]] = {}
+    for kind, count in census.counts.items():
+        if kind.stage is Stage.LAYER:
+            held = layers.setdefault(kind.layer, {})
+            group = _group(formats, kind.stage, kind.role, kind.part, kind.dtype, kind.shape)
+            held[group] = held.get(group, 0) + count
+    return layers
 
 
 def _group(

@@ -187,7 +187,7 @@ def _notes(
         if clues.version not in (table.version, *table.versions):
             yield f"the log is of {table.title} {clues.version}, the rules are those of {table.version}"
     if clues.pp is not None and clues.pp > 1:
-        yield f"PP {clues.pp}: each pipeline stage is cut as told here; this tool plans no pipeline parallelism"
+        yield f"PP {clues.pp}: each pipeline stage is cut as told here; `plan --pp {clues.pp}` has the bytes of each"
 
 
 def _message(found: FoundMessage) -> EngineMessage:

@@ -36,6 +36,7 @@ from dsv4_shard.engines.log_words import (
 )
 from dsv4_shard.engines.parallelism import ep_option
 from dsv4_shard.engines.parameters import DRAFT_FOLDER, TOKENIZER_FILES
+from dsv4_shard.engines.pipeline import counts_on, layers_on, stages_of
 from dsv4_shard.engines.placement import (
     Expert,
     Pad,
@@ -108,10 +109,12 @@ __all__ = [
     "TargetTensor",
     "Verdict",
     "commands_of",
+    "counts_on",
     "engine_for",
     "ep_option",
     "fewest_nodes",
     "find_engine",
+    "layers_on",
     "local_size",
     "on_every_node",
     "pick_gpu",
@@ -120,5 +123,6 @@ __all__ = [
     "say_placement",
     "serving",
     "settings_of",
+    "stages_of",
     "title_of",
 ]

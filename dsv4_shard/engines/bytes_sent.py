@@ -6,9 +6,10 @@ The formulas count hidden states h = 2 × hidden_size (BF16), in DeepSeek's refe
     gather the tokens of n ranks and reduce again        the same
     all-to-all over n ranks, with k experts per token    2 k (n - 1) / n h: there and back, at most
 
-Attention reduces over attention TP. Routed experts reduce over all GPUs, or an all-to-all backend reaches them. Shared
-experts that are cut share the sum of the routed ones. Engines that quantize what they send, or overlap it, send less or
-wait less. The formulas leave out terms that grow with the context (scores of the reference's indexer).
+Attention reduces over attention TP. Routed experts reduce over all GPUs of a pipeline stage, or an all-to-all backend
+reaches them. Shared experts that are cut share the sum of the routed ones. Engines that quantize what they send, or
+overlap it, send less or wait less. The formulas leave out terms that grow with the context (scores of the reference's
+indexer).
 """
 
 from dsv4_shard.engines.deployment import Context
@@ -18,12 +19,14 @@ BF16_BYTES, F32_BYTES = 2, 4
 
 def added_up(context: Context, element_bytes: int = BF16_BYTES) -> int:
     """Bytes if attention and routed experts both use an all-reduce: over attention TP, and over all GPUs."""
-    return _attention(context, element_bytes) + 2 * (context.deployment.world - 1) * _state(context, element_bytes)
+    return _attention(context, element_bytes) + 2 * (context.deployment.stage_world - 1) * _state(
+        context, element_bytes
+    )
 
 
 def all_to_all(context: Context, element_bytes: int = BF16_BYTES) -> int:
     """Bytes if attention uses an all-reduce, and tokens travel to their experts and back."""
-    world, experts = context.deployment.world, context.config.num_experts_per_tok
+    world, experts = context.deployment.stage_world, context.config.num_experts_per_tok
     return _attention(context, element_bytes) + 2 * experts * (world - 1) * _state(context, element_bytes) // world
 
 

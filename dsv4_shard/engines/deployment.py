@@ -1,5 +1,6 @@
 """Request → Deployment: `Deployment`, `Context`, and `resolve`, the only function that fills in a Deployment."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dsv4_shard.catalog.gpus import GPUS, Gpu, find_gpu, gpu_with
@@ -28,7 +29,7 @@ class Deployment:
 
     Attributes:
         engine: Name of the engine.
-        tp, ep, dp: Tensor, expert and data parallelism.
+        tp, ep, dp: Tensor, expert and data parallelism, within a pipeline stage.
         world: Number of GPUs.
         attention_tp: Ranks that share one attention module.
         moe_tp: Ranks that share one routed expert.
@@ -45,6 +46,8 @@ class Deployment:
         locations: The expert in each slot, if SGLang gets a map.
         dp_lm_head: Whether SGLang is asked to cut the head over attention TP, and not over TP.
         draft: The draft model that is asked for: mtp, dspark or none. None: files may hold it, and no command has it.
+        pp: Number of pipeline stages.
+        stage_layers: Layers of each stage; empty without stages.
     """
 
     engine: str
@@ -67,11 +70,23 @@ class Deployment:
     redundant_experts: int = 0
     locations: Locations | None = None
     draft: str | None = None
+    pp: int = 1
+    stage_layers: tuple[int, ...] = ()
 
     @property
     def serves_draft(self) -> bool:
         """Whether the engine is started with a draft model."""
         return self.draft not in (None, NO_DRAFT)
+
+    @property
+    def stage_world(self) -> int:
+        """Ranks of a pipeline stage: all, without stages."""
+        return self.world // self.pp
+
+    @property
+    def partition(self) -> str:
+        """The layers of the stages as text, `31,30`; empty without stages."""
+        return ",".join(map(str, self.stage_layers))
 
     @property
     def head_group(self) -> str:
@@ -199,6 +214,7 @@ def resolve(
     world: int | None = None,
     attention_tp: int | None = None,
     moe_tp: int | None = None,
+    split: Callable[[int, int], tuple[int, ...]] | None = None,
 ) -> Deployment:
     """Return the deployment of a request. No other function fills in the fields.
 
@@ -213,11 +229,12 @@ def resolve(
         runner: MoE runner that the engine uses.
         shared: How the engine holds shared experts by default; a choice in `request` takes precedence.
         shared_parts: Ranks over which the engine cuts a shared expert.
-        world: Number of GPUs (default: TP).
+        world: Number of GPUs of a pipeline stage (default: TP).
         attention_tp: Ranks per attention module (default: TP / DP, at least 1).
         moe_tp: Ranks per routed expert (default: TP / EP, at least 1).
+        split: Returns the layers of each stage for a number of layers and of stages; None for engines without stages.
     """
-    world = request.tp if world is None else world
+    world = (request.tp if world is None else world) * request.pp
     gpu = pick_gpu(request)
     return Deployment(
         engine=engine,
@@ -240,7 +257,18 @@ def resolve(
         redundant_experts=request.redundant_experts,
         draft=request.draft,
         locations=read_locations(request.expert_locations) if request.expert_locations else None,
+        pp=request.pp,
+        stage_layers=_stage_layers(request, inventory, split),
     )
+
+
+def _stage_layers(
+    request: Request, inventory: Inventory, split: Callable[[int, int], tuple[int, ...]] | None
+) -> tuple[int, ...]:
+    """Layers of each pipeline stage: as asked for, else as the engine divides them; none without stages."""
+    if request.pp == 1 or split is None:
+        return ()
+    return request.partition or split(inventory.config.num_hidden_layers, request.pp)
 
 
 def experts_of(request: Request, inventory: Inventory) -> str:

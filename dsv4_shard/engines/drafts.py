@@ -72,6 +72,16 @@ _UNLOADED = (
 
 _SGLANG_UNLOADED = (
     Requires(
+        "draft-stages", Module.DEPLOYMENT, lambda c: c.deployment.pp == 1 or c.inventory.draft.dspark,
+        "under pipeline parallelism, SGLang reads the draft's embedding from the checkpoint, by its own load formats "
+        "alone (speculative/pp_draft_embedding.py)", consequence=NOT_VERIFIED, remedies=(leave_out("draft"),),
+    ),
+    Requires(
+        "dspark-stages", Module.DEPLOYMENT, lambda c: c.deployment.pp == 1 or not c.inventory.draft.dspark,
+        "SGLang runs DSpark with pipeline stages only in PD prefill, which is not planned", consequence=NOT_VERIFIED,
+        remedies=(leave_out("draft"),),
+    ),
+    Requires(
         "draft-experts", Module.DEPLOYMENT,
         lambda c: not (c.deployment.redundant_experts and c.draft_experts % c.deployment.ep),
         "SGLang's draft has no redundant experts, and its {context.draft_experts} do not divide by EP {at.ep}",
@@ -87,6 +97,11 @@ _SGLANG_UNLOADED = (
 )  # fmt: skip
 
 _VLLM_UNLOADED = (
+    Requires(
+        "dspark-stages", Module.DEPLOYMENT, lambda c: c.deployment.pp == 1 or not c.inventory.draft.dspark,
+        "with DSpark, vLLM's last stage has the embedding too: such files were not compared",
+        consequence=NOT_VERIFIED, remedies=(leave_out("draft"),),
+    ),
     Requires(
         "dspark-version", Module.DEPLOYMENT,
         lambda c: not (c.inventory.draft.dspark and c.deployment.version in _NO_DSPARK_VERSIONS),

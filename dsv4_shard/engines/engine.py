@@ -74,6 +74,7 @@ class Engine:
         host: What the engine holds in host memory; None if not known.
         assumes: Says what bytes per rank rest on where the outcome is not verified.
         is_bound: Whether bytes per rank are only an upper bound.
+        on_every_stage: Roles outside of the layers that every pipeline stage holds.
         log_word: Word in a log line that identifies the engine.
         logs_count_replicas: Whether `--dp-size` in a log counts replicas of the whole model, unless attention DP is on.
     """
@@ -115,6 +116,7 @@ class Engine:
     host: HostRules | None = None
     assumes: Callable[[Context], str] = assume_verified
     is_bound: bool = False
+    on_every_stage: frozenset[Role] = frozenset()
     log_word: str = ""
     logs_count_replicas: bool = False
 
@@ -128,7 +130,7 @@ class Engine:
 
     def gpus(self, request: Request) -> int:
         """Number of GPUs of a request."""
-        return request.tp * (request.dp if self.dp_multiplies else 1)
+        return request.tp * (request.dp if self.dp_multiplies else 1) * request.pp
 
     def tp_on(self, world: int, dp: int) -> int:
         """The TP of a request for `world` GPUs with `dp`."""

@@ -39,11 +39,14 @@ class Parameter:
         return f"{prefix}{self.name}{suffix}"
 
 
-def rank_file_name(rank: int, part: int, replica: int | None = None) -> str:
+def rank_file_name(rank: int, part: int, replica: int | None = None, stage: int | None = None) -> str:
     """File name by the pattern of `--load-format sharded_state`, the same in SGLang and vLLM.
 
-    Where replicas have files of their own, `rank` is counted within `replica`.
+    Where replicas or pipeline stages have files of their own, `rank` is counted within `replica` or `stage`; SGLang has
+    no names for stages, so its files have vLLM's.
     """
+    if stage is not None:
+        return f"model-pp-{stage}-tp-{rank}-part-{part}.safetensors"
     return f"model-{'' if replica is None else f'dp-{replica}-'}rank-{rank}-part-{part}.safetensors"
 
 

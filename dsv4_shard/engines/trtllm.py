@@ -16,6 +16,7 @@ from dsv4_shard.engines.drafts import DRAFT_OPTION_RULE
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.launch import Command, Launch, Options
 from dsv4_shard.engines.parallelism import Pairs, divisors, ep_option, pairs
+from dsv4_shard.engines.pipeline_rules import NO_PIPELINE_RULE
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import ANY_EP, FULL_DP, MORE_EP, NO_DP, leave_out
 from dsv4_shard.engines.rules import NO_OPTION, SILENT, Divides, Requires, Rule, Symptom
@@ -66,6 +67,7 @@ RULES: tuple[Rule, ...] = (
         remedies=(leave_out("runner", "a2a"),), fatal=True,
     ),
     DRAFT_OPTION_RULE,
+    NO_PIPELINE_RULE,
     SGLANG_OPTIONS_RULE,
     Requires(
         "attention-dp", Module.ATTENTION, lambda c: c.deployment.dp in (1, c.deployment.tp),

@@ -6,17 +6,22 @@ and files for another runner have the right shapes too. Without these checks, a 
 give wrong output.
 """
 
-from collections.abc import Hashable, Iterator, Mapping
+import re
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from dsv4_shard.catalog.rank_ranges import span_of
 from dsv4_shard.checkpoint import some
 from dsv4_shard.engines import DRAFT_FOLDER
 from dsv4_shard.errors import HeaderError, LoadRefused, ReadFailed
 from dsv4_shard.sharding.manifest import Manifest, ManifestFile, load_manifest
+from dsv4_shard.sharding.recipe import readers_name
 from dsv4_shard.sources.local import LocalFile
 from dsv4_shard.storage import MANIFEST_NAME, digest_of
 from dsv4_shard.tensors.header import Header, read_header
 from dsv4_shard.text.sanitize import short_name
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 """Parameter -> (dtype as in a safetensors header, shape)."""
@@ -47,6 +52,12 @@ def rank_files(manifest: Manifest, inner: str, rank: int) -> Iterator[tuple[str,
             yield entry.names[entry.ranks.index(rank)], entry
 
 
+def readers_of(identity: Mapping[str, str], world: int, rank: int) -> str:
+    """Who reads the files that `rank` shares with others, in the words of their headers."""
+    stages = int(identity.get("pp", "1"))
+    return readers_name(rank * stages // world if stages > 1 else None)
+
+
 def check_fact(name: str, expected: object, found: object, remedy: str) -> None:
     """Compare a property that the files were made for with the running engine's, as text.
 
@@ -58,10 +69,24 @@ def check_fact(name: str, expected: object, found: object, remedy: str) -> None:
         )
 
 
-def check_file(path: Path, entry: ManifestFile, rank: int) -> Header:
+def check_layers(identity: Mapping[str, str], stage: int, names: Iterable[str], variable: str) -> None:
+    """Compare the layers of a model's pipeline stage with those in the stage's files, which `identity` names.
+
+    `names` are those of the model's parameters, `variable` sets the layers of the stages. Raises LoadRefused.
+    """
+    counts = [int(count) for count in filter(None, identity.get("pp_layers", "").split(","))]
+    if counts:
+        held = {int(layer[1]) for layer in map(_LAYER.match, names) if layer}
+        due = range(sum(counts[:stage]), sum(counts[: stage + 1]))
+        remedy = f"set {variable} as in the plan, or unset it if the plan does not have it"
+        check_fact(f"layers of stage {stage}", span_of(due), span_of(held), remedy)
+
+
+def check_file(path: Path, entry: ManifestFile, rank: int, readers: str = "all") -> Header:
     """Check a file against its manifest entry: presence, size, rank, header and the names of its tensors.
 
-    Returns its header. Raises LoadRefused with the file's name.
+    `readers` is who reads a file that the rank shares with others, in the words of the file's header. Returns its
+    header. Raises LoadRefused with the file's name.
     """
     try:
         file = LocalFile(path, path.name)
@@ -70,7 +95,7 @@ def check_file(path: Path, entry: ManifestFile, rank: int) -> Header:
     try:
         header = read_header(file, path.name)
         whose = header.metadata.get("rank")
-        if whose not in (str(rank), "all"):
+        if whose not in (str(rank), readers):
             raise LoadRefused(
                 f"{path.name} holds the shards of rank {short_name(str(whose))}, this is rank {rank}: swapped?"
             )

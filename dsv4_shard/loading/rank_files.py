@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from dsv4_shard.loading.checks import Shapes, check_file, find_manifest, rank_files
+from dsv4_shard.loading.checks import Shapes, check_file, find_manifest, rank_files, readers_of
 from dsv4_shard.loading.filling import RankFile, fill
 from dsv4_shard.text.units import counted
 
@@ -24,7 +24,8 @@ class WrittenFiles:
     def open(self, rank: int) -> Shapes:
         """Check the files of a rank, and return the dtype and shape of each tensor. Raises LoadRefused."""
         found = {self._root / name: entry for name, entry in rank_files(self._manifest, self._inner, rank)}
-        self._files = [RankFile(path, entry, check_file(path, entry, rank)) for path, entry in found.items()]
+        readers = readers_of(self.identity, self._manifest.world, rank)
+        self._files = [RankFile(path, entry, check_file(path, entry, rank, readers)) for path, entry in found.items()]
         return {n: (i.dtype, i.shape) for file in self._files for n, i in file.header.tensors.items()}
 
     def fill(self, targets: Mapping[str, torch.Tensor], threads: int, on_progress: Callable[[int], None]) -> None:

@@ -11,7 +11,7 @@ from dsv4_shard.engines import Request, Verdict
 from dsv4_shard.models import Module
 from dsv4_shard.planning.launch_documents import NO_LAUNCH, PlanLaunch, PlanWay
 from dsv4_shard.planning.layout_documents import PlanDeployment, PlanModule
-from dsv4_shard.planning.memory_documents import PlanHost, PlanMemory, PlanTotals
+from dsv4_shard.planning.memory_documents import PlanHost, PlanMemory, PlanStage, PlanTotals
 from dsv4_shard.planning.verdict_documents import PlanBreach, PlanChange, PlanCheck, PlanLoss
 from dsv4_shard.text.document import Document, html_table
 from dsv4_shard.text.units import counted, gib
@@ -36,7 +36,8 @@ class Plan(Document):
     `losses` the parts of the checkpoint that the shards lack, `notes` further facts, such as padding. `checks` are the
     divisions that were checked, `assumptions` facts that the plan could not check. `ways` are the ways to serve: the
     checkpoint as it is, and then the shards, which `reshard` writes into the folder `out`. `unwritten` is the reason if
-    no shards can be written. `alternatives` are nearby layouts that run.
+    no shards can be written. `alternatives` are nearby layouts that run. `stages` are the pipeline stages,
+    none without pipeline parallelism.
     """
 
     kind: Literal["plan"]
@@ -64,6 +65,7 @@ class Plan(Document):
     unwritten: str | None
     out: str | None
     alternatives: tuple[PlanAlternative, ...]
+    stages: tuple[PlanStage, ...]
 
     _is_early: bool = PrivateAttr(default=False)
     """Whether it was read from an earlier schema."""
@@ -120,7 +122,8 @@ class Plan(Document):
         """The layout, the verdict, and the bytes per rank or the number of broken rules."""
         per_rank = self.totals and gib(self.totals.target_bytes_per_rank_max)
         told = f"{per_rank} per GPU" if self.feasible and per_rank else counted(len(self.breaches), "broken rule")
-        layout = f"TP {self.deployment.tp} on {self.request.engine} {self.deployment.version}"
+        stages = f" PP {self.deployment.pp}" if self.deployment.pp > 1 else ""
+        layout = f"TP {self.deployment.tp}{stages} on {self.request.engine} {self.deployment.version}"
         return f"{layout} {self.verdict}: {told}, {self.source.label}"
 
     def _repr_html_(self) -> str:

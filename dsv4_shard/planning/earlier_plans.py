@@ -3,8 +3,8 @@
 Schema 2 renames the option `shared_experts` in requests to match the command line, and adds `out` and the parts of the
 launch commands. Schema 1 has only the command lines; only this module parses them. Schema 3 adds `context`, `host`,
 `kv_cache` in `memory` in place of a bound on its tokens, and the stage of each breach. Schema 4 has a verdict of four
-words, changes and losses as data, and a launch for each way to serve. Schema 5 adds `part_size` to requests: before, a
-file had one part, in the order of the safetensors library.
+words, changes and losses as data, and a launch for each way to serve. Schema 5 adds `part_size` to requests, before
+which a file had one part, in the order of the safetensors library; and pipeline stages.
 """
 
 import re
@@ -77,7 +77,7 @@ _NO_STAGE = {"stage": None, "is_first_stop": False}
 
 
 def _from_4(plan: JsonObject) -> JsonObject:
-    return plan | {"schema_version": 5, "request": in_one_part(plan.get("request"))}
+    return plan | {"schema_version": 5, "request": in_one_part(plan.get("request")), "stages": []}
 
 
 STEPS: Steps = {1: _from_1, 2: _from_2, 3: _from_3, 4: _from_4}

@@ -1,37 +1,35 @@
 """Checkpoint and deployment → what a node holds on its disk, and in its memory while the engine loads (`PlanHost`)."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 
 from dsv4_shard.checkpoint import Checkpoint
 from dsv4_shard.engines import Context, Expert, Pad, Placement, Shares, Split, engine_for
 from dsv4_shard.models import TARGET, Module
-from dsv4_shard.planning.memory_documents import PlanHost, PlanTotals
-from dsv4_shard.planning.weights import GroupLoad
+from dsv4_shard.planning.memory_documents import PlanHost
+from dsv4_shard.planning.stages import WeighedStage, ranks_on_nodes
 
 
 def plan_host(
-    checkpoint: Checkpoint, context: Context, weights: Sequence[GroupLoad], totals: PlanTotals | None, sharded: bool
+    checkpoint: Checkpoint, context: Context, stages: Sequence[WeighedStage], sharded: bool
 ) -> PlanHost | None:
     """Return what the fullest node holds; None if the engine's loader is not known.
 
-    `weights` and `totals` are empty and None if the layout does not run. `sharded`: the engine loads shards, else the
-    checkpoint.
+    `stages` are empty if the layout does not run. `sharded`: the engine loads shards, else the checkpoint.
     """
     engine, deployment = engine_for(context.deployment.engine, context.inventory.family), context.deployment
     if engine.host is None:
         return None
     rules, sizes = engine.host, [file.nbytes for file in checkpoint.files]
-    ranks = -(-deployment.world // deployment.nodes)
     disk = sum(sizes)
-    if sharded and totals is not None:
-        own = totals.target_bytes_per_rank_max + totals.draft_bytes_per_rank
-        shared = sum(load.stored.nbytes * load.count for load in weights if load.replicated)
-        linked = (ranks - 1) * shared if engine.layout and engine.layout.shares_files else 0
-        disk = _node_subset(context) if engine.by_node else ranks * own - linked
-    if sharded and totals is not None and not engine.by_node:
-        window = ranks * (own if rules.whole_shards else max(load.stored.nbytes for load in weights))
+    own = [stage.totals.target_bytes_per_rank_max + stage.totals.draft_bytes_per_rank for stage in stages]
+    if sharded and stages:
+        shared = [sum(one.stored.nbytes * one.count for one in stage.loads if one.replicated) for stage in stages]
+        disk = _node_subset(context) if engine.by_node else _on_fullest_node(context, own, shared)
+    if sharded and stages and not engine.by_node:
+        largest = [max(one.stored.nbytes for one in stage.loads if one.count) for stage in stages]
+        window = _on_fullest_node(context, own if rules.whole_shards else largest, [0] * len(stages))
     elif rules.files_at_once:
         window = min(disk, rules.files_at_once * max(sizes))
     else:
@@ -48,40 +46,62 @@ def plan_host(
     )
 
 
-def node_bytes(checkpoint: Checkpoint, context: Context, totals: PlanTotals | None, sharded: bool) -> int:
+def node_bytes(checkpoint: Checkpoint, context: Context, stages: Sequence[WeighedStage], sharded: bool) -> int:
     """Return the bytes that the fullest node reads at each start: of shards, else of the whole checkpoint.
 
     Of shards it reads the target model alone, and once what all its ranks share in one file.
     """
-    deployment, engine = context.deployment, engine_for(context.deployment.engine, context.inventory.family)
-    if not sharded or totals is None:
+    engine = engine_for(context.deployment.engine, context.inventory.family)
+    if not sharded or not stages:
         return sum(file.nbytes for file in checkpoint.files)
     if engine.by_node:
         return _node_subset(context)
-    ranks = -(-deployment.world // deployment.nodes)
-    shared = totals.replicated_bytes_per_rank if engine.layout and engine.layout.shares_files else 0
-    return ranks * totals.target_bytes_per_rank_max - (ranks - 1) * shared
+    own = [stage.totals.target_bytes_per_rank_max for stage in stages]
+    return _on_fullest_node(context, own, [stage.totals.replicated_bytes_per_rank for stage in stages])
 
 
-def direct_node_bytes(context: Context, weights: Iterable[GroupLoad]) -> int:
+def _on_fullest_node(context: Context, own: Sequence[int], shared: Sequence[int]) -> int:
+    """Bytes of the node whose ranks have most: `own` of a rank of each stage, of which `shared` count once a stage.
+
+    Where the layout shares no files, they count for each rank.
+    """
+    engine = engine_for(context.deployment.engine, context.inventory.family)
+    links = engine.layout is not None and engine.layout.shares_files
+    return max(
+        sum(
+            ranks * nbytes - (ranks - 1) * (common if links else 0)
+            for ranks, nbytes, common in zip(counts, own, shared, strict=True)
+            if ranks
+        )
+        for counts in ranks_on_nodes(context.deployment)
+    )
+
+
+def direct_node_bytes(context: Context, stages: Sequence[WeighedStage]) -> int:
     """Return the bytes of a checkpoint that a node reads if each rank loads the rows that it needs of the target model.
 
     Of columns these are whole rows, once for all ranks of the node, which share the page cache. The plan's count of
     `sharding.reading.readings`, which the tests compare.
     """
-    target = (load for load in weights if load.group.stage in TARGET)
-    return sum(math.ceil(load.group.nbytes * load.count * _part_read(load.placement, context)) for load in target)
+    return max(
+        sum(
+            math.ceil(load.group.nbytes * load.count * _part_read(load.placement, context, ranks))
+            for ranks, stage in zip(counts, stages, strict=True)
+            for load in stage.loads
+            if ranks and load.group.stage in TARGET
+        )
+        for counts in ranks_on_nodes(context.deployment)
+    )
 
 
-def _part_read(placement: Placement | None, context: Context) -> Fraction:
-    """The part of the rows of a role's tensors that the first node's ranks need."""
+def _part_read(placement: Placement | None, context: Context, ranks: int) -> Fraction:
+    """The part of the rows of a role's tensors that the first `ranks` of a stage need."""
     deployment = context.deployment
-    ranks = -(-deployment.world // deployment.nodes)
     match placement:
         case Expert(inner):
             blocks, experts = -(-ranks // deployment.moe_tp), context.config.n_routed_experts
             held = Fraction(blocks * (experts + deployment.redundant_experts), deployment.ep * experts)
-            return min(Fraction(1), held) * _part_read(inner, context)
+            return min(Fraction(1), held) * _part_read(inner, context, ranks)
         case Split(axis=0) | Pad(axis=0) | Shares():
             parts = deployment.group(placement.group)
             return Fraction(min(ranks, parts), parts)

@@ -13,7 +13,7 @@ def plan_cache(context: Context, weights: int) -> PlanCache | None:
     deployment, longest = context.deployment, context.longest_session
     length = context.session or longest
     cache = engine_for(deployment.engine, context.inventory.family).kv_cache(context)
-    if cache is None or length is None or not deployment.gpu_named:
+    if cache is None or length is None or not deployment.gpu_named or deployment.pp > 1:
         return None
     memory, possible = deployment.gpu.memory, longest is None or length <= longest
     room = cache.room(memory, weights)

@@ -17,6 +17,7 @@ class DeploymentDocument(Document):
     the head over attention TP, and not over TP. `redundant_experts` are its slots of a layer beyond one for each
     expert; `expert_locations` names the order of experts in the slots, with the SHA-256 of a map. `draft` is the draft
     model that is asked for: mtp, dspark or none; None if the request does not say.
+    `pp` is the number of pipeline stages, `stage_layers` the layers of each, empty without stages.
     """
 
     engine: str
@@ -38,6 +39,8 @@ class DeploymentDocument(Document):
     redundant_experts: int = 0
     expert_locations: str = "identity"
     draft: str | None = None
+    pp: int = 1
+    stage_layers: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, deployment: Deployment) -> "DeploymentDocument":
@@ -64,7 +67,7 @@ class PlanDeployment(DeploymentDocument):
 UNKNOWN_RUNNER = "?"
 
 
-def _deployment_fields(deployment: Deployment) -> dict[str, str | int | bool | None]:
+def _deployment_fields(deployment: Deployment) -> dict[str, object]:
     """The fields of the document, with the GPU's name instead of the GPU."""
     fields = {name: getattr(deployment, name) for name in DeploymentDocument.model_fields}
     return fields | {"gpu": deployment.gpu.name if deployment.gpu_named else None}

@@ -1,5 +1,6 @@
 """The parts of a plan about bytes: of a rank, of its GPU with the KV cache, and of the hosts."""
 
+from dsv4_shard.catalog.rank_ranges import span_of
 from dsv4_shard.text.document import Document
 from dsv4_shard.text.units import counted, gib, size
 
@@ -8,7 +9,8 @@ class PlanTotals(Document):
     """Bytes per rank, exactly those of the tensors in its files; target and draft (MTP) separately.
 
     The `other` bytes (constants, the draft's own embedding and head) are in no module's row. The `other`, `replicated`
-    and `padding` bytes are included in the bytes per rank.
+    and `padding` bytes are included in the bytes per rank. With pipeline stages these are of the fullest stage, but for
+    the least bytes, which are of the one with least, and those of the draft, which is on the last.
     """
 
     ranks: int
@@ -21,6 +23,31 @@ class PlanTotals(Document):
     padding_bytes_per_rank: int
     shared_experts_bytes_per_rank: int
     shared_experts_weight_bytes_per_layer: int
+
+
+class PlanStage(Document):
+    """A pipeline stage, in bytes of weights per rank of its own; the draft is on the last.
+
+    `layers`, `ranks` and `nodes` are half-open: from the first, up to but without the second.
+    """
+
+    stage: int
+    layers: tuple[int, int]
+    ranks: tuple[int, int]
+    nodes: tuple[int, int]
+    target_bytes_per_rank_min: int
+    target_bytes_per_rank_max: int
+    draft_bytes_per_rank: int
+
+    @property
+    def words(self) -> str:
+        """The stage in one line."""
+        layers, ranks = (span_of(range(*span)) for span in (self.layers, self.ranks))
+        nodes = span_of(range(*self.nodes))
+        where = f"node{'' if nodes.isdecimal() else 's'} {nodes}"
+        draft = f", draft {gib(self.draft_bytes_per_rank)}" if self.draft_bytes_per_rank else ""
+        weights = f"{gib(self.target_bytes_per_rank_max)} per GPU{draft}"
+        return f"stage {self.stage}: layers {layers} on ranks {ranks} ({where}), {weights}"
 
 
 _NAMES_LONGEST = {

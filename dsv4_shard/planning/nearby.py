@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.checkpoint import Inventory
@@ -28,7 +29,7 @@ def _sizes(gpus: int) -> Iterator[int]:
 
 
 def _variations(engine: Engine, request: Request, world: int) -> Iterator[Request]:
-    """Yield requests for `world` GPUs near `request`, nearest first.
+    """Yield requests for `world` GPUs of a stage near `request`, nearest first.
 
     Requests with similar DP and EP and the same other options come before those with the engine's own choices, these
     before those without the draft model, and last are those with no other options at all.
@@ -39,6 +40,14 @@ def _variations(engine: Engine, request: Request, world: int) -> Iterator[Reques
         own = replace(same, runner=None, a2a=None, shared_experts="auto")
         bare = Request(**{name: getattr(same, name) for name in _PLACE})
         yield from dict.fromkeys((same, own, replace(own, draft=None), bare))
+
+
+def _staged(request: Request, world: int) -> Iterator[tuple[Request, int]]:
+    """Yield `request` and the GPUs of a stage: with its pipeline stages, the engine's own division of layers, none."""
+    others = (replace(request, pp_partition=None), replace(request, pp=1, pp_partition=None))
+    for staged in dict.fromkeys((request, *others)):
+        if world % staged.pp == 0:
+            yield staged, world // staged.pp
 
 
 def _pairs(engine: Engine, request: Request, world: int) -> list[tuple[int, int]]:
@@ -62,7 +71,7 @@ def nearest(inventory: Inventory, request: Request, limit: int, *, elsewhere: bo
     gpus, engine = gpus_of(request), engine_for(request.engine, inventory.family)
     for world in _sizes(gpus) if elsewhere else (gpus,):
         weights: set[int | None] = set()
-        for variation in _variations(engine, request, world):
+        for variation in chain.from_iterable(_variations(engine, *staged) for staged in _staged(request, world)):
             most = min(limit, 2 if world == gpus else 1)
             if len(weights) >= most:
                 break

@@ -25,8 +25,9 @@ from dsv4_shard.planning.cache_room import cache_changes, no_cache
 from dsv4_shard.planning.choice import Choice, changes_of, choose
 from dsv4_shard.planning.kv_cache import plan_cache
 from dsv4_shard.planning.memory_documents import PlanMemory, PlanTotals
+from dsv4_shard.planning.stages import WeighedStage, fullest_loads, totals_over, weigh_stages
 from dsv4_shard.planning.verdict_documents import PlanBreach
-from dsv4_shard.planning.weights import GroupLoad, beyond_roles, loads, totals_of, weights_of
+from dsv4_shard.planning.weights import GroupLoad, beyond_roles, weights_of
 from dsv4_shard.text.units import gib
 
 MEMORY_RULE: Literal["memory"] = "memory"
@@ -48,7 +49,7 @@ class LayoutOutcome:
         choice: The deployment, and the engine's rules that it breaks.
         engine: The engine's table for the model.
         context: The deployment on the checkpoint.
-        loads: Every group of tensors as the ranks hold it. Empty if a rule breaks for certain.
+        stages: The pipeline stages, one without pipeline parallelism. Empty if a rule breaks for certain.
         totals: Bytes per rank; None if a rule breaks for certain.
         memory: Whether the weights fit on the named GPU; None without one.
         breaches: What speaks against the layout, without remedies. Empty if nothing does.
@@ -58,7 +59,7 @@ class LayoutOutcome:
     choice: Choice
     engine: Engine
     context: Context
-    loads: tuple[GroupLoad, ...]
+    stages: tuple[WeighedStage, ...]
     totals: PlanTotals | None
     memory: PlanMemory | None
     breaches: tuple[PlanBreach, ...]
@@ -67,6 +68,11 @@ class LayoutOutcome:
     def deployment(self) -> Deployment:
         """The deployment that is chosen."""
         return self.context.deployment
+
+    @property
+    def loads(self) -> tuple[GroupLoad, ...]:
+        """Every group of tensors as the ranks of its fullest stage hold it."""
+        return fullest_loads(self.stages) if self.stages else ()
 
     @property
     def weights(self) -> int | None:
@@ -129,12 +135,12 @@ def judge(
     """Judge the layout that was chosen for `request`. The parameters are those of `outcome_of`."""
     engine, context = engine_for(request.engine, inventory.family), Context(inventory, choice.deployment, session)
     is_weighed = choice.is_weighed or not choice.deployment.gpu.verified
-    weights = tuple(loads(engine, context)) if is_weighed else ()
     beyond = beyond_roles(checkpoint, engine, context) if choice.feasible else (0, 0)
-    totals = totals_of(weights, context, beyond) if is_weighed else None
+    stages = weigh_stages(engine, context, beyond) if is_weighed else ()
+    totals = totals_over(stages) if stages else None
     memory = memory_of(context, weights_of(totals, choice.deployment), choice) if totals else None
     breaches = breaches_of(engine, choice, memory)
-    return LayoutOutcome(request, choice, engine, context, weights, totals, memory, breaches)
+    return LayoutOutcome(request, choice, engine, context, stages, totals, memory, breaches)
 
 
 def memory_of(context: Context, weights: int, choice: Choice) -> PlanMemory | None:

@@ -25,6 +25,7 @@ from dsv4_shard.planning.nearby import nearest
 from dsv4_shard.planning.outcome import LayoutOutcome, outcome_of
 from dsv4_shard.planning.remedies import with_remedies
 from dsv4_shard.planning.request import options_of
+from dsv4_shard.planning.stages import plan_stages
 from dsv4_shard.planning.verdict_documents import PlanChange, PlanLoss
 from dsv4_shard.planning.ways import Shards, ways_of
 from dsv4_shard.planning.weights import rank_nbytes
@@ -78,12 +79,13 @@ def make_plan(
         modules=tuple(module_rows(engine, context, outcome.loads)),
         totals=outcome.totals,
         memory=outcome.memory,
-        host=plan_host(checkpoint, context, outcome.loads, outcome.totals, shards is not None),
+        host=plan_host(checkpoint, context, outcome.stages, shards is not None),
         shared_expert_addition=engine.addition(context) if deployment.world > 1 else _ALONE,
         ways=() if outcome.breaches else tuple(ways_of(checkpoint, outcome, label, shards)),
         layout=layout,
         out=shards.folder if shards else None,
         alternatives=tuple(_alternatives(inventory, request)) if outcome.breaches and is_known else (),
+        stages=plan_stages(outcome.stages, context),
     )
 
 
@@ -111,6 +113,8 @@ def folder_of(inventory: Inventory, request: Request, deployment: Deployment, la
         (f"tp{deployment.tp}", True),
         (f"ep{deployment.ep}", deployment.ep != own_ep),
         (f"dp{deployment.dp}", deployment.dp > 1),
+        (f"pp{deployment.pp}", deployment.pp > 1),
+        (deployment.partition.replace(",", "_"), request.pp_partition is not None),
         ("dphead", deployment.head_group == "attention"),
         (f"red{deployment.redundant_experts}", deployment.redundant_experts),
         (f"map-{deployment.expert_locations[-32:-24]}", deployment.locations),

@@ -67,6 +67,13 @@ def check_request(request: Request) -> None:
     if request.part_nbytes is not None and request.part_nbytes < LEAST_PART:
         raise UsageError.about("part_size", request.part_size, "not a size of files",
                                hint="Give it as 20GB (10^9 bytes) or 16GiB (2^30); at least 1MB.")  # fmt: skip
+    if request.pp_partition is not None and not request.partition:
+        raise UsageError.about("pp_partition", request.pp_partition, "not the layers of pipeline stages",
+                               hint="Give at least one layer for each stage, as 31,30.")  # fmt: skip
+    if request.pp_partition is not None and request.pp == 1:
+        raise UsageError("{pp_partition} without {pp}: it divides the layers over pipeline stages",
+                         hint=f"Add --pp {len(request.partition)}.",
+                         parameters={"pp_partition": ..., "pp": ...})  # fmt: skip
     if gpus_of(request) > MAX_RANKS:
         title = find_engine(request.engine).title
         raise UsageError(f"{{tp}} {{dp}}: {title}'s {gpus_of(request)} GPUs are over {MAX_RANKS}",
@@ -79,7 +86,7 @@ def check_request(request: Request) -> None:
 def gpus_of(request: Request) -> int:
     """Number of GPUs of a request, also for an unknown engine, which `choose` refuses later."""
     engine = ENGINES.get(request.engine)
-    return engine.gpus(request) if engine else request.tp
+    return engine.gpus(request) if engine else request.tp * request.pp
 
 
 def options_of(request: Request) -> str:

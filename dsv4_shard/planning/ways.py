@@ -41,14 +41,14 @@ def ways_of(checkpoint: Checkpoint, outcome: LayoutOutcome, label: str, shards: 
         if launch.program is not None or shards is None:
             yield PlanWay(
                 serves="checkpoint",
-                node_bytes=node_bytes(checkpoint, context, outcome.totals, False),
+                node_bytes=node_bytes(checkpoint, context, outcome.stages, False),
                 prepare=None,
                 launch=launch,
             )
     if shards is not None and engine.loads_plans:
         yield PlanWay(
             serves=BY_PLAN,
-            node_bytes=direct_node_bytes(context, outcome.loads),
+            node_bytes=direct_node_bytes(context, outcome.stages),
             prepare=f"dsv4-shard plan {shlex.quote(label)} {options_of(outcome.request)} -o plan.json",
             launch=PlanLaunch.of(
                 _by_plan(engine.launch(context, shlex.quote(label), False)).with_changes(outcome.cache_changes),
@@ -58,7 +58,7 @@ def ways_of(checkpoint: Checkpoint, outcome: LayoutOutcome, label: str, shards: 
     if shards is not None:
         yield PlanWay(
             serves="node folders" if engine.by_node else "shards",
-            node_bytes=node_bytes(checkpoint, context, outcome.totals, True),
+            node_bytes=node_bytes(checkpoint, context, outcome.stages, True),
             prepare=shards.command,
             launch=launch_on(shards.folder, True),
         )

@@ -14,6 +14,7 @@ from dsv4_shard.engines import (
     Placement,
     RankTensor,
     TargetTensor,
+    counts_on,
     engine_for,
     find_engine,
 )
@@ -36,10 +37,13 @@ class GroupLoad:
     placement: Placement | None = None
 
 
-def loads(engine: Engine, context: Context) -> Iterator[GroupLoad]:
-    """Yield every group as the ranks hold it."""
+def loads(engine: Engine, context: Context, stage: int = 0) -> Iterator[GroupLoad]:
+    """Yield every group as the ranks of a pipeline stage hold it; groups that are on other stages have no tensors."""
     deployment = context.deployment
-    for group, count in context.inventory.groups.items():
+    groups = context.inventory.groups
+    if deployment.pp > 1:
+        groups = counts_on(context, stage, engine.on_every_stage)
+    for group, count in groups.items():
         placement, stored = engine.held(group, context)
         if stored is None:
             continue
@@ -49,13 +53,20 @@ def loads(engine: Engine, context: Context) -> Iterator[GroupLoad]:
             layers, slots = count // experts, experts + (deployment.redundant_experts if group.stage in TARGET else 0)
             per_rank = (layers * (slots // deployment.ep), layers * -(-slots // deployment.ep))
         whole = stored.shape == group.shape and not isinstance(placement, Expert)
-        yield GroupLoad(group, count, stored, per_rank, whole and deployment.world > 1, placement)
+        yield GroupLoad(group, count, stored, per_rank, whole and deployment.stage_world > 1, placement)
 
 
 def rank_nbytes(inventory: Inventory, deployment: Deployment, stages: tuple[Stage, ...] = tuple(Stage)) -> int:
     """Bytes of the heaviest rank, over the tensors of `stages`."""
-    weights = loads(engine_for(deployment.engine, inventory.family), Context(inventory, deployment))
-    return sum(load.stored.nbytes * load.per_rank[1] for load in weights if load.group.stage in stages)
+    engine, context = engine_for(deployment.engine, inventory.family), Context(inventory, deployment)
+    return max(
+        sum(
+            load.stored.nbytes * load.per_rank[1]
+            for load in loads(engine, context, number)
+            if load.group.stage in stages
+        )
+        for number in range(deployment.pp)
+    )
 
 
 def beyond_roles(checkpoint: Checkpoint | None, engine: Engine, context: Context) -> tuple[int, int]:
@@ -90,7 +101,7 @@ def _copies(
 
 
 def totals_of(weights: Sequence[GroupLoad], context: Context, beyond: tuple[int, int]) -> PlanTotals:
-    """Return the totals of a rank; `beyond` are the bytes from `beyond_roles`."""
+    """Return the totals of a rank of one stage; `beyond` are the bytes from `beyond_roles`, `weights` from `loads`."""
     target = [load for load in weights if load.group.stage in TARGET]
     draft = [load for load in weights if load.group.stage not in TARGET]
     shared = [load for load in target if load.group.role.module is Module.SHARED]

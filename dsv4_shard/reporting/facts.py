@@ -22,6 +22,9 @@ def facts_of(plan: Plan) -> Iterator[Fact]:
             left = ("Free per GPU", gib(memory.left)) if memory.fits else ("Short per GPU", gib(-memory.left))
             yield *left, f"of {gib(memory.capacity)}"
             yield from _cache_facts(memory.kv_cache)
+        for stage in plan.stages:
+            weights_there = gib(stage.target_bytes_per_rank_max)
+            yield f"Stage {stage.stage}, per GPU", weights_there, stage.words.partition(": ")[2].rpartition(", ")[0]
         if totals.ranks > 1:
             yield "Same on every rank", gib(totals.replicated_bytes_per_rank), "within the weights"
         if totals.padding_bytes_per_rank:

@@ -169,8 +169,9 @@ def _layout(plan: Plan) -> str:
     gpus = counted_gpus(deployment.world, deployment.gpu)
     nodes = f" on {deployment.nodes} nodes" if deployment.nodes > 1 else ""
     a2a = f", all-to-all {deployment.a2a}" if deployment.a2a else ""
+    stages = f", PP {deployment.pp}" if deployment.pp > 1 else ""
     return (
-        f"{gpus}{nodes}: TP {deployment.tp}, EP {deployment.ep}, DP {deployment.dp}; attention TP "
+        f"{gpus}{nodes}: TP {deployment.tp}, EP {deployment.ep}, DP {deployment.dp}{stages}; attention TP "
         f"{deployment.attention_tp}, MoE TP {deployment.moe_tp}, runner {deployment.runner}{a2a}"
     )
 

@@ -105,19 +105,24 @@ def rank_bytes(checkpoint: Checkpoint, engine: Engine, context: Context) -> tupl
 
     If the experts do not divide evenly, the first EP ranks hold one more: vLLM's linear placement, the only such case.
     """
-    deployment = context.deployment
-    heavy = deployment.world * (context.config.n_routed_experts % deployment.ep) // deployment.ep
-    spans = [(first, last) for first, last in ((0, heavy - 1), (heavy, deployment.world - 1)) if first <= last]
-    return tuple(_rank_bytes(checkpoint, engine, context, first, last, first < heavy) for first, last in spans)
+    deployment, each = context.deployment, context.deployment.stage_world
+    heavy = each * (context.config.n_routed_experts % deployment.ep) // deployment.ep
+    spans = [(first, last) for first, last in ((0, heavy - 1), (heavy, each - 1)) if first <= last]
+    return tuple(
+        _rank_bytes(checkpoint, engine, context, stage, (first, last), is_heavy=first < heavy)
+        for stage in range(deployment.pp)
+        for first, last in spans
+    )
 
 
 def _rank_bytes(
-    checkpoint: Checkpoint, engine: Engine, context: Context, first: int, last: int, is_heavy: bool
+    checkpoint: Checkpoint, engine: Engine, context: Context, stage: int, span: tuple[int, int], *, is_heavy: bool
 ) -> RankBytes:
+    """Bytes on the ranks `span` of a pipeline stage, which are counted within it."""
     deployment, stages = context.deployment, engine.loaded_stages()
     kinds: Counter[str] = Counter()
     padding = 0
-    for load in loads(engine, context):
+    for load in loads(engine, context, stage):
         if load.group.stage in stages:
             count = load.per_rank[1 if is_heavy else 0]
             kind = DRAFT if load.group.stage is Stage.MTP else kind_of(load.group.role.module)
@@ -127,4 +132,5 @@ def _rank_bytes(
     kinds[REST] += target
     kinds[DRAFT] += draft if engine.draft_in_model else 0
     free = deployment.gpu.memory - kinds.total() - padding if deployment.gpu_named else None
+    first, last = (stage * deployment.stage_world + rank for rank in span)
     return RankBytes(first, last, {kind: nbytes for kind, nbytes in kinds.items() if nbytes}, padding, free=free)

@@ -12,7 +12,7 @@ import torch
 from sglang.srt.model_loader import loader as stock
 
 from dsv4_shard.engines.sglang.files import CONFIDENCE
-from dsv4_shard.loading.checks import check_apart, check_parameters
+from dsv4_shard.loading.checks import check_apart, check_layers, check_parameters
 from dsv4_shard.loading.load import load
 from dsv4_shard.loading.options import Options, origin_of
 from dsv4_shard.loading.parameters import memory_of, shapes_of
@@ -60,6 +60,7 @@ class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
                 model = stock._initialize_model(model_config, self.load_config, quant_config)
             check_runner(identity_of(origin.identity, is_draft=origin.is_draft), model)
             parameters = model.state_dict()
+            check_layers(origin.identity, rank // int(origin.identity["tp"]), parameters, "SGLANG_PP_LAYER_PARTITION")
             unused = _NOT_ALWAYS_BUILT - parameters.keys()
             held = {name: kind for name, kind in origin.open(rank).items() if name not in unused}
             optional = _optional(parameters, is_draft=origin.is_draft)

@@ -76,7 +76,10 @@ FACTS = (
     Fact("ep", lambda: get_parallel().moe_ep_size),
     Fact("attention_dp", lambda: get_parallel().attn_dp_size),
     Fact("lm_head", _head_group, usual=USUAL["lm_head"], of_draft=False),
-    Fact("pipeline stages", lambda: get_parallel().pp_size, "start SGLang without --pp-size", "1"),
+    Fact(
+        "pp", lambda: get_parallel().pp_size, "start SGLang with the plan's --pp-size, none if it has none",
+        usual=USUAL["pp"],
+    ),
     Fact("MoE DP", lambda: get_parallel().moe_dp_size, "start SGLang without --moe-dp-size", "1"),
     Fact("attention CP", lambda: get_parallel().attn_cp_size, "start SGLang without --attn-cp-size", "1"),
     Fact(
@@ -131,17 +134,18 @@ def check_running(identity: Mapping[str, str], *, is_draft: bool) -> None:
 
 
 def check_place(identity: Mapping[str, str]) -> int:
-    """The rank of this process.
+    """The rank of this process, counted through the pipeline stages.
 
     Raises LoadRefused if its block of experts, its part of each expert, or its part of attention is not the one that
     the files of this rank hold. `check_running` comes first.
     """
     tp, ep, attention_dp = (int(identity[key]) for key in ("tp", "ep", "attention_dp"))
-    rank = int(RUNNING.told("rank", lambda: get_parallel().tp_rank))
+    within = int(RUNNING.told("rank", lambda: get_parallel().tp_rank))
+    rank = within + tp * int(RUNNING.told("pipeline stage", lambda: get_parallel().pp_rank))
     expected = {
-        "moe_ep_rank": rank * ep // tp,
-        "moe_tp_rank": rank % (tp // ep),
-        "attn_tp_rank": rank % (tp // attention_dp),
+        "moe_ep_rank": within * ep // tp,
+        "moe_tp_rank": within % (tp // ep),
+        "attn_tp_rank": within % (tp // attention_dp),
     }
     for name, value in expected.items():
         found = RUNNING.told(name, partial(attrgetter(name), get_parallel()))

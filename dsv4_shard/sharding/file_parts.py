@@ -34,7 +34,7 @@ class FileKey(NamedTuple):
 
     Attributes:
         folder: Its folder in the output; empty for the top.
-        rank: The rank that reads it, or ALL_RANKS.
+        rank: The rank that reads it, or ALL_RANKS, or a pipeline stage's.
         file: The checkpoint's file name, if the layout keeps it; else empty.
         part: Number of the part.
     """

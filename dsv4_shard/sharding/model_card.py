@@ -134,7 +134,8 @@ def _text(plan: Plan, names: Collection[str], by_node: bool) -> Iterator[str]:
     yield ""
     yield f"- Engine: {engine}" + ("" if plan.engine_version == ANY_ENGINE else f" (version {plan.engine_version})")
     yield f"- Layout: {_code(str(plan.layout))}"
-    yield f"- Parallelism: TP {at.tp}, EP {at.ep}, attention DP {at.dp}, {counted(at.nodes, 'node')}"
+    stages = f"PP {at.pp} ({', '.join(map(str, at.stage_layers))} layers), " if at.pp > 1 else ""
+    yield f"- Parallelism: TP {at.tp}, EP {at.ep}, attention DP {at.dp}, {stages}{counted(at.nodes, 'node')}"
     yield f"- GPU: {_code(at.gpu) if at.gpu else 'not named'} ({_code(at.architecture)})"
     yield f"- Routed experts: {_code(at.experts)}, MoE runner {_code(at.runner)}, shared experts {_code(at.shared)}"
     if plan.changes:

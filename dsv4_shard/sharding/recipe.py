@@ -53,7 +53,12 @@ class Stripe(NamedTuple):
 
 
 ALL_RANKS = -1
-"""Stands for the rank of a file that all ranks share."""
+"""Stands for the rank of a file that all ranks share, or those of the first pipeline stage; stage n has -1 - n."""
+
+
+def readers_name(stage: int | None) -> str:
+    """Who reads a file that ranks share, in its header: all, or all of a pipeline stage."""
+    return "all" if stage is None else f"all of stage {stage}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from dsv4_shard.engines import (
     TargetTensor,
     local_size,
     places_of,
+    stages_of,
 )
 from dsv4_shard.models import NATIVE, Part, Role, Stage, TensorName, scale_name
 from dsv4_shard.sharding.file_parts import ROLE_ORDER, FileKey, FileParts, place_of
@@ -42,6 +43,7 @@ from dsv4_shard.sharding.recipe import (
     SliceMap,
     Step,
     part_rows,
+    readers_name,
 )
 from dsv4_shard.storage import collector_paused
 from dsv4_shard.tensors.decoding import TRANSFORMS
@@ -162,7 +164,9 @@ class _Maker:
         self._checkpoint, self._layout, self._in_parts = checkpoint, layout, in_parts
         self._context, self._ranks, self._wanted = context, ranks, frozenset(ranks)
         self._world = context.deployment.readers(layout.by_node)
-        self._shares = layout.shares_files and self._world > 1
+        self._each = self._world // context.deployment.pp
+        self._shares = layout.shares_files and self._each > 1
+        self._everywhere = engine.on_every_stage
         modules = {_module_of(where) for where in context.inventory.names.values()}
         self._placements = {
             (stage, role): engine.place(role, engine.context_of(stage, context)) for stage, role in modules
@@ -280,20 +284,25 @@ class _Maker:
 
         What every rank holds of all experts is in their order.
         """
+        stages = [range(first, first + self._each) for first in self._first_ranks(where, kept)]
         if not isinstance(self._placements[_module_of(where)], Expert):
-            return [(range(self._world), None)]
+            return [(stage, None) for stage in stages]
         if kept.everywhere:
             experts = range(self._context.config.experts_in(where.stage))
-            return [(range(self._world), {expert: (expert,) for expert in experts})]
+            return [(stage, {expert: (expert,) for expert in experts}) for stage in stages]
         deployment, places = self._context.deployment, places_of(self._context, where.stage, where.layer)
-        each = deployment.world // self._world
+        each, moe_tp = deployment.world // self._world, deployment.moe_tp
         return [
-            (
-                range(rank * deployment.moe_tp // each, ((rank + 1) * deployment.moe_tp - 1) // each + 1),
-                places.slots[rank],
-            )
+            (stage[rank * moe_tp // each : ((rank + 1) * moe_tp - 1) // each + 1], places.slots[rank])
+            for stage in stages
             for rank in places.holders[where.expert]
         ]
+
+    def _first_ranks(self, where: TensorName, kept: TargetTensor) -> list[int]:
+        """The first rank of each pipeline stage that holds a tensor; the draft is on the last stage."""
+        stage = Stage.MTP if kept.folder == DRAFT_FOLDER else where.stage
+        found = stages_of(self._context, stage, where.layer, where.role, self._everywhere)
+        return [number * self._each for number in found]
 
     def _steps(self, batches: list[_Batch]) -> Iterator[Step]:
         """The steps of a layer, one for each source tensor and treatment. Records the output tensors that they make."""
@@ -460,15 +469,16 @@ class _Maker:
         inner = placement.inner if isinstance(placement, Expert) else placement
         whole = Slice(whole_rectangle(tensor.dtype, shape))
         ranks = tuple(rank for rank in owners if rank in self._wanted)
+        sharers = (ALL_RANKS - owners.start // self._each,) if ranks else ()
         if isinstance(inner, Replicate):
-            ranks = (ALL_RANKS,) if shares else ranks
+            ranks = sharers if shares else ranks
             return _RankSpread(((whole, ranks),), ranks)
         assert isinstance(inner, Split | Pad), "no engine with files has unequal parts"
         parts = self._context.deployment.group(inner.group)
         each = _elements_each(tensor, where, inner.axis, self._context)
         alone = parts == 1 and _cut(tensor, shape, inner, 1, 0, each) == whole
         if alone and shares:
-            return _RankSpread(((whole, (ALL_RANKS,)),), (ALL_RANKS,))
+            return _RankSpread(((whole, sharers),), sharers)
         by_index: dict[int, tuple[int, ...]] = {}
         for rank in ranks:
             by_index[rank % parts] = (*by_index.get(rank % parts, ()), rank)
@@ -478,8 +488,9 @@ class _Maker:
     def _file(self, key: FileKey) -> OutputFile:
         """Lay out an output file, and release its temporary data."""
         outputs = self._outputs[key]
-        is_shared = key.rank == ALL_RANKS
-        readers = self._ranks if is_shared else (key.rank,)
+        is_shared = key.rank <= ALL_RANKS
+        stage = range((ALL_RANKS - key.rank) * self._each, (ALL_RANKS - key.rank + 1) * self._each)
+        readers = tuple(rank for rank in self._ranks if rank in stage) if is_shared else (key.rank,)
         names = []
         for rank in readers:
             own = self._files.count(FileKey(key.folder, rank)) if is_shared else 0
@@ -512,7 +523,10 @@ class _Maker:
         identity = self._layout.identity(self._context)
         if key.file or not identity:
             return _ORDINARY if key.file else {}
-        return identity | {"rank": "all" if key.rank == ALL_RANKS else str(key.rank)}
+        if key.rank > ALL_RANKS:
+            return identity | {"rank": str(key.rank)}
+        stage = ALL_RANKS - key.rank if self._context.deployment.pp > 1 else None
+        return identity | {"rank": readers_name(stage)}
 
     def _step(self, tensor: Tensor, batch: _Batch, landings: tuple[Destination, ...], part: int = 0) -> Step:
         if batch.kept.transform is not None:

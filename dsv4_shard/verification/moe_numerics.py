@@ -193,6 +193,8 @@ def check_numerics(
     routed, shared = torch.zeros_like(whole), []
     for rank, folder in sorted(homes.items()):
         reader = _RankReader(folder, recipe, names, steps, rank)
+        if not reader.holds(shared_names.gate):
+            continue  # a rank of another pipeline stage
         mine = {e: w for e, w in weights.items() if reader.holds(routed_names[e].gate)}
         routed += _sum_experts(reader, routed_names, mine, tokens, config)
         shared.append(_run_expert(reader, shared_names, tokens, config))
@@ -202,7 +204,7 @@ def check_numerics(
     return Numerics(
         layer=layer,
         experts=experts,
-        ranks=world,
+        ranks=len(shared),
         shared_experts="whole" if is_whole else "in parts",
         error_once=_relative(routed + once, whole),
         error_on_every_rank=_relative(routed + on_every_rank, whole),

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from dsv4_shard.checkpoint import Inventory
 from dsv4_shard.sharding.manifest import Manifest
@@ -12,6 +12,7 @@ from dsv4_shard.tensors.geometry import Rectangle, whole_rectangle
 from dsv4_shard.verification.documents import Problem
 
 _WHOLE = "whole on every rank"
+"""With pipeline stages, on every rank of its stage."""
 
 _ONE_RANK = "whole on one rank, their expert's"
 
@@ -25,11 +26,13 @@ def account(recipe: Recipe, inventory: Inventory, manifest: Manifest) -> tuple[d
     """
     complete = len(manifest.ranks) == manifest.world
     readers = [file.ranks for file in recipe.files]
+    each = manifest.world // int(manifest.identity.get("pp", "1"))
+    stages = [{*ranks} for _, ranks in groupby(sorted(manifest.ranks), lambda rank: rank // each)]
     accounts: Counter[str] = Counter()
     lost: list[str] = []
     for step in _wholes(recipe):
         is_expert = inventory.names[step.source.name].expert >= 0
-        fate = _fate(step, is_expert, readers, set(manifest.ranks), complete)
+        fate = _fate(step, is_expert, readers, stages, complete)
         if fate is None:
             lost.append(step.source.name)
         else:
@@ -75,14 +78,16 @@ def _extended(spread: SliceMap, more: SliceMap) -> SliceMap:
     return tuple(extended.values())
 
 
-def _fate(step: Step, is_expert: bool, readers: list[tuple[int, ...]], ranks: set[int], complete: bool) -> str | None:
+def _fate(
+    step: Step, is_expert: bool, readers: list[tuple[int, ...]], stages: list[set[int]], complete: bool
+) -> str | None:
     """How the destinations of a step cover its source; None if they do not cover it exactly.
 
     Args:
         step: The step of one source tensor.
         is_expert: Whether it is a routed expert's tensor.
         readers: The ranks that read each file.
-        ranks: The ranks in this folder.
+        stages: The ranks of each pipeline stage in this folder; without stages, all ranks there.
         complete: Whether the folder has all ranks.
     """
     shape = tuple(size * step.repeat for size in step.source.shape)
@@ -91,18 +96,26 @@ def _fate(step: Step, is_expert: bool, readers: list[tuple[int, ...]], ranks: se
     for landing in step.landings:
         areas = {cut.rectangle: files for cut, files in landing.spread if cut.rectangle.nbytes}
         if areas.keys() == {whole}:
-            fates.add(_fate_of_whole(landing, areas[whole], is_expert, readers, ranks))
+            fates.add(_fate_of_whole(landing, areas[whole], is_expert, readers, stages))
         else:
             fates.add(_SPLIT if _is_covered(areas, whole, complete) else None)
     return fates.pop() if len(fates) == 1 else None
 
 
 def _fate_of_whole(
-    landing: Destination, files: tuple[int, ...], is_expert: bool, readers: list[tuple[int, ...]], ranks: set[int]
+    landing: Destination,
+    files: tuple[int, ...],
+    is_expert: bool,
+    readers: list[tuple[int, ...]],
+    stages: list[set[int]],
 ) -> str | None:
-    """The fate of a tensor that is whole in `files`; None if these are neither on all ranks nor on its expert's."""
+    """The fate of a tensor that is whole in `files`; None if these are neither on all ranks nor on its expert's.
+
+    Of pipeline stages, those count that hold a part of it.
+    """
     empty = [number for cut, numbers in landing.spread if not cut.rectangle.nbytes for number in numbers]
     holders, padded = ({rank for number in numbers for rank in readers[number]} for numbers in (files, empty))
+    ranks = set().union(*(stage for stage in stages if stage & (holders | padded)))
     if holders == ranks:
         return _WHOLE
     if len(holders) == 1 and holders | padded == ranks:

@@ -11,7 +11,7 @@ import torch
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 
 from dsv4_shard.errors import LoadRefused
-from dsv4_shard.loading.checks import check_apart, check_parameters
+from dsv4_shard.loading.checks import check_apart, check_layers, check_parameters
 from dsv4_shard.loading.load import load
 from dsv4_shard.loading.options import Options, origin_of
 from dsv4_shard.loading.parameters import memory_of, shapes_of
@@ -48,6 +48,8 @@ class VllmRankFileLoader(BaseModelLoader):  # type: ignore[misc]
         check_experts(origin.identity, rank, model)
         held = origin.open(rank)
         parameters = _parameters(model)
+        if not origin.is_draft:
+            check_layers(origin.identity, rank // int(origin.identity["tp"]), parameters, "VLLM_PP_LAYER_PARTITION")
         mega = MegaMoe(model)
         check_parameters(held, mega.as_in_files(shapes_of(parameters)), RUNNING.as_planned)
         check_apart({name: memory_of(name, parameters[name]) for name in held if name in parameters})

@@ -41,23 +41,28 @@ FACTS = (
     Fact("tp", lambda: get_tp_group().world_size),
     Fact("dp", lambda: get_dp_group().world_size, usual="1"),
     Fact("ep", _ep),
-    Fact("pipeline stages", lambda: get_pp_group().world_size, "start vLLM without --pipeline-parallel-size", "1"),
+    Fact(
+        "pp", lambda: get_pp_group().world_size,
+        "start vLLM with the plan's --pipeline-parallel-size, none if it has none", usual="1",
+    ),
     Fact("prefill CP", lambda: get_pcp_group().world_size, "start vLLM without --prefill-context-parallel-size", "1"),
     Fact("redundant experts", _redundant, "start vLLM without num_redundant_experts in --eplb-config", "0"),
-)
+)  # fmt: skip
 """Read before a file is opened, in this order."""
 
 
 def check_running(identity: Mapping[str, str], *, is_draft: bool) -> int:
     """Compare the table with what the files were made for, and return the rank of this process.
 
-    Ranks are counted through the replicas: `dp_rank * tp + tp_rank`. Raises LoadRefused with the first difference.
+    Ranks are counted through the replicas, `dp_rank * tp + tp_rank`, or likewise through the pipeline stages: no files
+    have both. Raises LoadRefused with the first difference.
     """
     layout = identity.get("layout", "no layout")
     check_fact("layout", layout.partition(",")[0], LAYOUT, "reshard with --engine vllm of this release")
     check_facts(FACTS, identity, RUNNING, is_draft=is_draft)
-    tp, dp = get_tp_group(), get_dp_group()
-    return int(RUNNING.told("rank", lambda: dp.rank_in_group * tp.world_size + tp.rank_in_group))
+    tp, dp, pp = get_tp_group(), get_dp_group(), get_pp_group()
+    outer = RUNNING.told("rank", lambda: dp.rank_in_group * pp.world_size + pp.rank_in_group)
+    return int(outer * tp.world_size + RUNNING.told("rank", lambda: tp.rank_in_group))
 
 
 def check_experts(identity: Mapping[str, str], rank: int, model: torch.nn.Module) -> None:
@@ -66,6 +71,7 @@ def check_experts(identity: Mapping[str, str], rank: int, model: torch.nn.Module
     Raises LoadRefused, also if no layer has routed experts.
     """
     ranks, ep = int(identity["tp"]) * int(identity.get("dp", "1")), int(identity["ep"])
+    rank %= ranks  # within its pipeline stage
     layers = {path: module for path, module in model.named_modules() if hasattr(module, "expert_map_manager")}
     mega = mega_layers(model)
     if not layers and not mega:

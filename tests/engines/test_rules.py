@@ -683,6 +683,13 @@ _OF_NVFP4 = {
 
 _OF_DSPARK = {"sglang": {"draft-mtp", "dspark-head", "dspark-a2a"}, "vllm": {"draft-mtp", "dspark-version"}}
 
+_OF_BOTH = {"pp-family", "pp-size", "pp-stages", "pp-layers"}
+
+_OF_STAGES = {
+    "sglang": _OF_BOTH | {"pp-v41", "pp-nodes", "draft-stages", "dspark-stages"},
+    "vllm": _OF_BOTH | {"pp-dp", "dspark-stages"},
+}
+
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_there_is_a_case_for_every_rule(engine: str) -> None:
@@ -691,6 +698,7 @@ def test_there_is_a_case_for_every_rule(engine: str) -> None:
     tested |= {rule.name for rule in find_engine("sglang").rules} if engine == "node" else set()
     tested |= _OF_NVFP4.get(engine, {"nvfp4"})  # tests/models/test_nvfp4.py
     tested |= _OF_DSPARK.get(engine, set())  # tests/planning/test_draft_option.py
+    tested |= _OF_STAGES.get(engine, {"pp"})  # tests/planning/test_stages.py
     assert {rule.name for rule in find_engine(engine).rules} == tested
 
 

@@ -750,7 +750,7 @@ def test_a_request_without_an_option_has_its_default(tmp_path: Path) -> None:
 
 def test_a_request_with_a_field_too_many_or_without_tp_is_a_bad_plan(tmp_path: Path) -> None:
     document = document_of(Request(16))
-    for request in (document["request"] | {"pp": 2}, {}):  # type: ignore[var-annotated]
+    for request in (document["request"] | {"cp": 2}, {}):  # type: ignore[var-annotated]
         with pytest.raises(BadPlan):
             check_plan(load_plan(save(tmp_path, document | {"request": request})), *demo())
 

@@ -35,6 +35,12 @@ TARGETS = (
     Case("sglang", "fp8", "triton", 2, ep=2, dp=2, shared="split"),
     Case("sglang", "fp4", "marlin", 4, ep=2, dp=2, shared="whole"),
 )
+STAGES = Case("sglang", "fp4", "marlin", 2, shared="whole", pp=2, partition="2,1")
+STAGED = (
+    STAGES,
+    Case("sglang", "fp4", "marlin", 2, ep=2, dp=2, shared="whole", pp=3),
+    Case("sglang", "fp8", "triton", 2, shared="split", pp=2),
+)
 PLACED = (
     Case("sglang", "fp4", "marlin", 2, ep=2, shared="whole", redundant=2),
     Case("sglang", "fp4", "marlin", 2, ep=2, shared="whole", redundant=2, locations="strided-ten"),
@@ -95,7 +101,7 @@ def refused(process: Process, folder: Path, reason: str, extra: Any = None) -> N
 
 @pytest.mark.parametrize(
     ("case", "rank"),
-    [(case, rank) for case in (*TARGETS, *PLACED, DRAFT) for rank in case.ranks],
+    [(case, rank) for case in (*TARGETS, *STAGED, *PLACED, DRAFT) for rank in case.ranks],
     ids=lambda value: value.name if isinstance(value, Case) else value,
 )
 @pytest.mark.parametrize("extra", [None, '{"verify": true}'], ids=["plain", "verify"])
@@ -262,7 +268,7 @@ OTHER_FACTS = {
     "moe_ep_size": (1, "ep: the files are for 2, found 1: start"),
     "attn_dp_size": (2, "attention_dp: the files are for 1, found 2: start"),
     "enable_dp_lm_head": (True, "lm_head: the files are for TP, found attention TP: start"),
-    "pp_size": (2, "pipeline stages: the files are for 1, found 2: start SGLang without --pp-size"),
+    "pp_size": (2, "pp: the files are for 1, found 2: start SGLang with the plan's --pp-size, none if it has none"),
     "moe_dp_size": (2, "MoE DP: the files are for 1, found 2: start SGLang without --moe-dp-size"),
     "attn_cp_size": (2, "attention CP: the files are for 1, found 2: start SGLang without --attn-cp-size"),
     "elastic_ep_backend": ("nixl", "elastic EP: the files are for none, found nixl: start SGLang without --elastic"),
@@ -290,7 +296,7 @@ def test_another_deployment_is_refused_with_both_values(
     assert process.built == []
 
 
-@pytest.mark.parametrize("name", [*OTHER_FACTS, "init_expert_location"])
+@pytest.mark.parametrize("name", [*OTHER_FACTS, "init_expert_location", "pp_rank"])
 def test_a_fact_that_sglang_does_not_tell_is_a_refusal(
     name: str, process: Process, written: Callable[[Case], Path]
 ) -> None:
@@ -320,6 +326,39 @@ def test_experts_in_other_slots_are_refused(
 def test_more_slots_than_the_option_says_are_refused(process: Process, written: Callable[[Case], Path]) -> None:
     process.place([[*range(8), 0, 1]] * 3)
     refused(process, written(EP), "^redundant experts: the files are for 0, found 2: start SGLang with the plan's")
+
+
+# --- pipeline stages -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+def test_files_of_swapped_stages_are_refused_by_name(
+    shared: bool, written: Callable[[Case], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(written(STAGES), tmp_path / "out")
+    first, last = (folder / f"model-pp-{stage}-tp-0-part-{int(shared)}.safetensors" for stage in (0, 1))
+    first.rename(tmp_path / "first")
+    last.rename(first)
+    (tmp_path / "first").rename(last)
+    whose = "all of stage 0" if shared else "0"
+    reason = f"{last.name} holds the shards of rank {whose}, this is rank 2: swapped"
+    refused(Process(read_oracle(committed_path(STAGES)), 2, monkeypatch), folder, f"^{reason}")
+
+
+def test_files_for_other_layers_of_a_stage_are_refused(
+    written: Callable[[Case], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halves = Case("sglang", "fp4", "marlin", 2, shared="split", pp=2)
+    process = Process(read_oracle(committed_path(halves)), 3, monkeypatch)
+    refused(
+        process, written(STAGES),
+        "^layers of stage 1: the files are for 2, found 1-2: set SGLANG_PP_LAYER_PARTITION as in the plan",
+    )  # fmt: skip
+
+
+def test_files_of_stages_do_not_load_without_stages(process: Process, written: Callable[[Case], Path]) -> None:
+    process.parallel.moe_ep_size = 1
+    refused(process, written(STAGES), "^pp: the files are for 2, found 1: start SGLang with the plan's --pp-size")
 
 
 @pytest.mark.parametrize("case", PLACED, ids=lambda case: case.name)

@@ -49,12 +49,14 @@ class Model(torch.nn.Module):
         self.steps: list[tuple[str, Params]] = []
         for name, (dtype, shape, _) in oracle.ranks[rank].items():
             self._add(name, torch.empty(shape, dtype=TORCH_DTYPES[dtype]))
-        for name in oracle.unloaded:
+        layers = {_layer_of(name) for name in oracle.ranks[rank]}
+        for name in filter(lambda name: oracle.case.pp == 1 or _layer_of(name) in layers, oracle.unloaded):
             self._add(name, torch.empty((), dtype=torch.float32))
         poison(self.parameters(), 0xA5)
-        for name, module in self.named_modules():
+        for module in self.modules():
             if hasattr(module, "w13_weight"):
-                self._make_experts(module, oracle, first=name.endswith("0.mlp.experts") or "decoder" in name)
+                first = not any(hasattr(one, "quant_method") for one in self.modules())
+                self._make_experts(module, oracle, first=first)
 
     def _add(self, name: str, tensor: torch.Tensor) -> None:
         *path, last = name.split(".")
@@ -80,6 +82,10 @@ class Model(torch.nn.Module):
         self.record("post_load")
 
 
+def _layer_of(name: str) -> str:
+    return name.partition(".self_attn.")[0]
+
+
 class Process:
     """One rank of a case: what SGLang would publish there, which tests change before they load."""
 
@@ -90,8 +96,10 @@ class Process:
         self.oracle, self.rank, self.case = oracle, rank, oracle.case
         self.built: list[Model] = []
         tp, ep, dp = self.case.tp, self.case.ep, self.case.dp
+        stage, rank = divmod(rank, tp)
         self.parallel = SimpleNamespace(
-            tp_rank=rank, tp_size=tp, pp_size=1, moe_ep_size=ep, moe_dp_size=1, attn_dp_size=dp, attn_cp_size=1,
+            tp_rank=rank, tp_size=tp, pp_rank=stage, pp_size=self.case.pp,
+            moe_ep_size=ep, moe_dp_size=1, attn_dp_size=dp, attn_cp_size=1,
             enable_dp_lm_head=self.case.dp_lm_head,
             moe_ep_rank=rank // (tp // ep), moe_tp_rank=rank % (tp // ep), attn_tp_rank=rank % (tp // dp),
         )  # fmt: skip

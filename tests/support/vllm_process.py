@@ -37,8 +37,8 @@ class Process:
         self.oracle, self.rank = oracle, rank
         self.groups = {
             "tp": SimpleNamespace(world_size=case.tp, rank_in_group=rank % case.tp),
-            "dp": SimpleNamespace(world_size=case.dp, rank_in_group=rank // case.tp),
-            "pp": SimpleNamespace(world_size=1, rank_in_group=0),
+            "dp": SimpleNamespace(world_size=case.dp, rank_in_group=rank // case.tp % case.dp),
+            "pp": SimpleNamespace(world_size=case.pp, rank_in_group=rank // case.tp % case.pp),
             "pcp": SimpleNamespace(world_size=1, rank_in_group=0),
         }
         eplb = SimpleNamespace(num_redundant_experts=0)
@@ -76,12 +76,13 @@ class Process:
             _add(model, name, torch.empty(rows))
         poison(model.parameters(), 0xA5)
         ranks = case.tp * case.dp
+        rank = self.rank % ranks
         modules: list[Any] = list(model.modules())
         for module in modules:
             if hasattr(module, "w13_weight"):
-                ep = (case.ep, self.rank, 1, 0) if case.ep > 1 else (1, 0, ranks, self.rank)
+                ep = (case.ep, rank, 1, 0) if case.ep > 1 else (1, 0, ranks, rank)
                 names = ("ep_size", "ep_rank", "tp_size", "tp_rank")
-                experts = _linear_map(8 + (case.variant == "fp4-thirds"), case.ep, self.rank)
+                experts = _linear_map(8 + (case.variant == "fp4-thirds"), case.ep, rank)
                 module.expert_map_manager = SimpleNamespace(**dict(zip(names, ep, strict=True)), expert_map=experts)
         return model
 

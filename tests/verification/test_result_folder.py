@@ -173,7 +173,7 @@ def test_a_tensor_that_is_not_split_evenly_is_unaccounted_for(
     """Attention is split over TP 2, of which there are two replicas."""
     checkpoint, inventory = open_folder(wide)
     job = prepare(checkpoint, inventory, make_plan(checkpoint, inventory, Request(4, dp=2, engine="sglang")))
-    manifest: Any = SimpleNamespace(ranks=job.ranks, world=job.world)
+    manifest: Any = SimpleNamespace(ranks=job.ranks, world=job.world, identity=job.identity)
     number, step = next((n, s) for n, s in enumerate(job.recipe.steps) if s.source.name == "layers.0.attn.wq_b.weight")
     (landing,) = step.landings
     assert [len(files) for _, files in landing.spread] == [2, 2]

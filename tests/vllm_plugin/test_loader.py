@@ -5,6 +5,7 @@
 
 import logging
 import re
+import shutil
 import tomllib
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,7 +36,11 @@ TARGETS = (
     Case("vllm", "fp4-thirds", "auto", 2, 4, 2),
     Case("vllm", "fp8f32", "auto", 2, 4, 2),
     Case("vllm", "fp4", "auto", 2, 2),
+    Case("vllm", "fp4", "auto", 2, 2, pp=3),
+    Case("vllm", "fp4", "auto", 2, pp=2, partition="1,2"),
+    Case("vllm", "fp8f32", "auto", 2, pp=2),
 )
+STAGES = TARGETS[-2]
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +161,27 @@ def refused(process: Process, folder: Path, reason: str, change: Callable[[Any],
     assert describe(model.state_dict()) == before
 
 
+def test_files_of_swapped_stages_are_refused_by_name(
+    written: Callable[[Case], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(written(STAGES), tmp_path / "out")
+    first, last = (folder / f"model-pp-{stage}-tp-1-part-0.safetensors" for stage in (0, 1))
+    first.rename(tmp_path / "first")
+    last.rename(first)
+    (tmp_path / "first").rename(last)
+    process = Process(read_oracle(committed_path(STAGES)), 3, monkeypatch)
+    refused(process, folder, f"^{last.name} holds the shards of rank 1, this is rank 3: swapped")
+
+
+def test_files_for_other_layers_of_a_stage_are_refused(
+    written: Callable[[Case], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halves = Case("vllm", "fp4", "auto", 2, pp=2)
+    process = Process(read_oracle(committed_path(halves)), 0, monkeypatch)
+    reason = "^layers of stage 0: the files are for 0, found 0-1: set VLLM_PP_LAYER_PARTITION as in the plan"
+    refused(process, written(STAGES), reason)
+
+
 AS_PLANNED = "start vLLM as `launch` in plan.json says, or reshard for this deployment"
 
 
@@ -164,7 +190,7 @@ AS_PLANNED = "start vLLM as `launch` in plan.json says, or reshard for this depl
     [
         ("tp", 4, f"^tp: the files are for 2, found 4: {AS_PLANNED}"),
         ("dp", 1, "^dp: the files are for 2, found 1: start"),
-        ("pp", 2, "^pipeline stages: the files are for 1, found 2: start vLLM without --pipeline-parallel-size"),
+        ("pp", 2, "^pp: the files are for 1, found 2: start vLLM with the plan's --pipeline-parallel-size, none if"),
         ("pcp", 2, "^prefill CP: the files are for 1, found 2: start vLLM without --prefill-context-parallel-size"),
     ],
 )

@@ -15,6 +15,7 @@ from dsv4_shard.engines.drafts import NODE_DRAFT_RULES
 from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.node.known_family import EP_RULE, NodeLayout, folders_notes
 from dsv4_shard.engines.parallelism import dp_alone
+from dsv4_shard.engines.pipeline_rules import NO_PIPELINE_RULE
 from dsv4_shard.engines.placement import Expert, Placement, Replicate
 from dsv4_shard.engines.remedies import ANY_DP, MORE_DP, leave_out
 from dsv4_shard.engines.rules import NOT_VERIFIED, Divides, Requires, Rule, Symptom
@@ -48,6 +49,7 @@ RULES: tuple[Rule, ...] = (
         "experts or version to choose", consequence=NOT_VERIFIED, fatal=True,
         remedies=(leave_out("runner", "a2a", "shared_experts", "engine_version"),),
     ),
+    NO_PIPELINE_RULE,
     SGLANG_OPTIONS_RULE,
     *NODE_DRAFT_RULES,
     NODES_RULE,

@@ -19,6 +19,7 @@ from dsv4_shard.engines.launch import NODE_RANK, Launch, Options
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parallelism import dp_alone
 from dsv4_shard.engines.parameters import DRAFT_FOLDER, TOKENIZER_FILES
+from dsv4_shard.engines.pipeline_rules import NO_PIPELINE_RULE
 from dsv4_shard.engines.remedies import for_engine, leave_out
 from dsv4_shard.engines.rules import Requires
 from dsv4_shard.engines.sglang.launch import DRAFT_PATH, MODEL_PATH
@@ -190,6 +191,7 @@ class Subsets:
             host=self.serving.host,
             candidates=self.candidates,
             rules=(
+                NO_PIPELINE_RULE,
                 EP_RULE,
                 _PLACES_RULE,
                 KNOWN_DRAFT_RULE,

@@ -22,6 +22,7 @@ from dsv4_shard.engines.host_memory import REFERENCE_HOST
 from dsv4_shard.engines.launch import FIRST_NODE, NODE_RANK, Command, Launch, Options, node_ranks
 from dsv4_shard.engines.layout import Constant, Disposition, LeftOut, TargetTensor
 from dsv4_shard.engines.parallelism import no_choice
+from dsv4_shard.engines.pipeline_rules import NO_PIPELINE_RULE
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.reference.converter import CONFIG_NAME, Converter, config_file, inference_config
 from dsv4_shard.engines.remedies import NO_DP, leave_out
@@ -100,6 +101,7 @@ ONE_WAY_RULES: tuple[Rule, ...] = (
         consequence=NO_OPTION, remedies=(NO_DP,), fatal=True,
     ),
     DRAFT_OPTION_RULE,
+    NO_PIPELINE_RULE,
     SGLANG_OPTIONS_RULE,
 )  # fmt: skip
 """Rules of all generations: none has attention DP, and none cuts a routed expert."""

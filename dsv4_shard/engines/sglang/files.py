@@ -83,7 +83,7 @@ _DRAFT: dict[Role, Parameter] = {
     Role.MTP_HNORM: Parameter("model.hnorm"),
 }
 
-USUAL = {"lm_head": "TP", "redundant experts": "0", "expert locations": IDENTITY}
+USUAL = {"lm_head": "TP", "redundant experts": "0", "expert locations": IDENTITY, "pp": "1", "pp_layers": ""}
 """Choices that an identity names only where they differ from these, as files of earlier releases do not name them."""
 
 _STAGE: dict[Role, Parameter] = _LAYER | {
@@ -117,8 +117,11 @@ class SglangLayout:
     by_node = False
 
     def file_name(self, rank: int, part: int, deployment: Deployment) -> str:
-        """The pattern of `--load-format sharded_state`."""
-        return rank_file_name(rank, part)
+        """The pattern of `--load-format sharded_state`, with pipeline stages that of vLLM's."""
+        if deployment.pp == 1:
+            return rank_file_name(rank, part)
+        stage, within = divmod(rank, deployment.stage_world)
+        return rank_file_name(within, part, stage=stage)
 
     def fate(self, tensor: Tensor, name: TensorName, context: Context) -> Disposition:
         """The parameter that `tensor` goes into, and its transform."""
@@ -150,8 +153,8 @@ class SglangLayout:
         deployment = context.deployment
         if deployment.experts == NVFP4 and deployment.gpu.sm in SM_10X and (part := _uneven_tile(context)):
             return f"TRTLLM's kernels round {part} rows per rank up to a multiple of {_TRTLLM_TILE}: not verified"
-        if deployment.experts == NVFP4 and (deployment.redundant_experts or deployment.locations):
-            return "NVFP4 experts were not compared with redundant experts or a map of experts"
+        if deployment.experts == NVFP4 and (deployment.redundant_experts or deployment.locations or deployment.pp > 1):
+            return "NVFP4 experts were not compared with redundant experts, a map of experts, or pipeline stages"
         return None
 
     def constants(self, context: Context) -> tuple[Constant, ...]:
@@ -177,6 +180,8 @@ class SglangLayout:
             "lm_head": GROUP_NAMES[deployment.head_group],
             "redundant experts": str(deployment.redundant_experts),
             "expert locations": deployment.expert_locations,
+            "pp": str(deployment.pp),
+            "pp_layers": deployment.partition,
         }
         return {
             "layout": LAYOUT,

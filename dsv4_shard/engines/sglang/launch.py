@@ -9,6 +9,7 @@ from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.drafts import clashes_with_a2a, drafted, left_out_draft, needs_other_head
 from dsv4_shard.engines.expert_locations import IDENTITY
 from dsv4_shard.engines.launch import FIRST_NODE, NODE_RANK, Command, Launch, Options, node_ranks, settings_of
+from dsv4_shard.engines.pipeline import partition_variable, rest_to_the_last
 from dsv4_shard.engines.remarks import Change
 from dsv4_shard.engines.sglang.kv_cache import (
     EAGLE_TOKENS,
@@ -28,11 +29,12 @@ DRAFT_PATH = "--speculative-draft-model-path"
 def is_stock(context: Context) -> bool:
     """Whether SGLang's own `sharded_state` loads the shards: if nothing is repacked after loading.
 
-    It does not compare the places of experts, so it is not used where these are not in order.
+    It does not compare the places of experts, so it is not used where these are not in order, and its file names have
+    no pipeline stage.
     """
     deployment = context.deployment
     in_order = not deployment.redundant_experts and deployment.expert_locations == IDENTITY
-    return in_order and deployment.experts == "FP8" and deployment.gpu.sm in SM_90
+    return in_order and deployment.pp == 1 and deployment.experts == "FP8" and deployment.gpu.sm in SM_90
 
 
 FP4_EXPERTS = "SGLANG_DSV4_FP4_EXPERTS"
@@ -65,6 +67,8 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     """
     deployment = context.deployment
     options: Options = {"--trust-remote-code": None, MODEL_PATH: model_path, "--tp": str(deployment.tp)}
+    if deployment.pp > 1:
+        options["--pp-size"] = str(deployment.pp)
     if deployment.ep > 1 and not deployment.a2a:
         options["--ep-size"] = str(deployment.ep)
     if deployment.dp > 1:
@@ -90,7 +94,7 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     if deployment.nodes > 1:
         options |= {"--nnodes": str(deployment.nodes), NODE_RANK: "0", "--dist-init-addr": f"{FIRST_NODE}:30300"}
     return Launch(
-        environment_of(context),
+        environment_of(context) | partition_variable(context, "SGLANG_PP_LAYER_PARTITION", rest_to_the_last),
         Command("sglang serve", options),
         node_options=node_ranks(deployment.nodes),
         draft_options="" if deployment.draft else " ".join(settings_of(draft)),
@@ -117,7 +121,7 @@ _EAGLE: Options = {
 
 def _draft_options(context: Context, model_path: str, sharded: bool) -> Options:
     """Options for the draft model; none where SGLang does not run it, or where the shards lack it."""
-    if clashes_with_a2a(context) or (sharded and left_out_draft(context)):
+    if context.deployment.pp > 1 or clashes_with_a2a(context) or (sharded and left_out_draft(context)):
         return {}
     if context.deployment.experts == NVFP4 and context.deployment.gpu.sm in SM_90:
         return {}  # beside NVFP4 experts, SGLang builds the draft's with Mxfp4FlashinferTrtllmMoEMethod on every GPU

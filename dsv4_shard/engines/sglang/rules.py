@@ -8,6 +8,7 @@ from dsv4_shard.catalog.sms import EVERY_SM, SM_10X, SM_90
 from dsv4_shard.checkpoint import NVFP4
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.drafts import SGLANG_CONFIGURATION, draft_choices
+from dsv4_shard.engines.pipeline_rules import STAGES_ON_NODES_RULE, unverified_stages
 from dsv4_shard.engines.remedies import (
     ANY_DP,
     ANY_EP,
@@ -24,7 +25,7 @@ from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, SILENT, Divides, R
 from dsv4_shard.engines.sglang.runners import RUNNERS, built, is_mxfp4, runner_of
 from dsv4_shard.engines.shared_rules import COLUMN_QUOTE, DOWN_QUOTE, EXPERTS, EXPERTS_RULE, NODES_RULE, version_rule
 from dsv4_shard.engines.stages import StartStage
-from dsv4_shard.models import Module, Role
+from dsv4_shard.models import V41, Module, Role
 from dsv4_shard.tensors.geometry import FP4_GROUP
 
 VERSION = VERSIONS["sglang"][0]
@@ -68,6 +69,7 @@ A2A_MAKERS = {"ascend_fuseep": "Ascend", "mori": "AMD"}
 
 CHOICES: tuple[Rule, ...] = (
     version_rule(VERSION),
+    unverified_stages("SGLang"),
     Requires(
         "a2a-ep", Module.ROUTED, lambda c: c.deployment.a2a is None or c.deployment.ep == c.deployment.tp,
         "all-to-all backend {at.a2a} sets EP = TP = {at.tp}, so EP {at.ep} is not possible",
@@ -130,6 +132,12 @@ _MEGAMOE_RULES = (
 CONFIGURATION_RULES = in_stage(
     StartStage.CONFIGURATION,
     Requires(
+        "pp-v41", Module.DEPLOYMENT, lambda c: c.deployment.pp == 1 or c.inventory.family is not V41,
+        "SGLang does not support pipeline parallelism for V4.1",
+        "ValueError: DeepSeek-V4.1 does not support pipeline parallelism yet; disable it to serve this model.",
+        remedies=(leave_out("pp", "pp_partition"),), fatal=True,
+    ),
+    Requires(
         "a2a", Module.ROUTED, lambda c: c.deployment.a2a is None or c.deployment.a2a in A2A,
         "SGLang has no all-to-all backend {at.a2a!r}; it has " + ", ".join(A2A), fatal=True,
     ),
@@ -150,6 +158,7 @@ CONFIGURATION_RULES = in_stage(
     replace(NODES_RULE, uneven=Symptom(
         "AssertionError: tp_size must be divisible by number of nodes", remedies=(leave_out("nodes"),),
     )),
+    STAGES_ON_NODES_RULE,
     Divides(
         "ep", Module.ROUTED, lambda c: c.deployment.tp, "TP", lambda c: c.deployment.ep, "EP",
         fatal=True,

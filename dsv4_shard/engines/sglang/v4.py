@@ -19,6 +19,8 @@ from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.host_memory import SGLANG_HOST
 from dsv4_shard.engines.nvfp4 import second_copy
 from dsv4_shard.engines.parallelism import divisors, ep_option
+from dsv4_shard.engines.pipeline import rest_to_the_last
+from dsv4_shard.engines.pipeline_rules import SGLANG_PIPELINE_RULES
 from dsv4_shard.engines.remedies import MORE_DP
 from dsv4_shard.engines.rules import SILENT, Divides, Rule, Symptom, in_stage
 from dsv4_shard.engines.sglang.kv_cache import cache_of, memory_share
@@ -71,7 +73,7 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
         parts = request.tp if shared == "split" else 1
         yield resolve(
             request, inventory, engine="sglang", version=VERSION, ep=ep, runner=runner, shared=shared,
-            shared_parts=parts,
+            shared_parts=parts, split=rest_to_the_last,
         )  # fmt: skip
 
 
@@ -90,6 +92,7 @@ RULES: tuple[Rule, ...] = (
     *CHOICES,
     *CONFIGURATION_RULES,
     NO_CAST_RULE,
+    *SGLANG_PIPELINE_RULES,
     *in_stage(
         StartStage.CONSTRUCTION,
         *map(

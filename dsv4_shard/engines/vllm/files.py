@@ -152,8 +152,13 @@ class VllmLayout:
     by_node = False
 
     def file_name(self, rank: int, part: int, deployment: Deployment) -> str:
-        """The pattern of `--load-format sharded_state`; with data parallelism, the one that `replica_pattern` names."""
+        """The pattern of `--load-format sharded_state`; with data parallelism, the one that `replica_pattern` names.
+
+        A stage has as many ranks as a replica: no layout has both.
+        """
         replica, within = divmod(rank, deployment.tp)
+        if deployment.pp > 1:
+            return rank_file_name(within, part, stage=replica)
         return rank_file_name(within, part, replica if deployment.dp > 1 else None)
 
     def refusal(self, context: Context) -> str | None:
@@ -161,12 +166,15 @@ class VllmLayout:
         deployment, config, backend = context.deployment, context.config, backend_of(context)
         if is_dspark(Stage.MTP, context) and draft_blocks(context) not in (0, DSPARK_STAGES):
             return f"the checkpoint has {draft_blocks(context)} DSpark stages, vLLM's draft model has {DSPARK_STAGES}"
-        if deployment.dp > 1 and deployment.experts == NVFP4:
-            return "NVFP4 experts were not compared with data parallelism"
-        if deployment.dp > 1 and deployment.version not in VLLM_LOADER_VERSIONS:
-            return f"data parallelism of vLLM {deployment.version} was not compared"
+        for is_there, what in ((deployment.dp > 1, "data parallelism"), (deployment.pp > 1, "pipeline parallelism")):
+            if is_there and deployment.experts == NVFP4:
+                return f"NVFP4 experts were not compared with {what}"
+            if is_there and deployment.version not in VLLM_LOADER_VERSIONS:
+                return f"{what} of vLLM {deployment.version} was not compared"
         if backend is not None and config.hidden_size % backend.hidden_tile:
             return f"hidden_size {config.hidden_size} would be rounded up to a multiple of {backend.hidden_tile}"
+        if is_mega(context) and deployment.pp > 1:
+            return f"MoE backend {deployment.runner} was not compared with pipeline stages"
         if is_mega(context) and deployment.version not in VLLM_LOADER_VERSIONS:
             return f"MoE backend {deployment.runner} needs our loader, which was not run with vLLM {deployment.version}"
         if layout_class(context) == "E" and (config.moe_intermediate_size % TILE or config.hidden_size % TILE):
@@ -230,6 +238,7 @@ class VllmLayout:
             "shared_experts": deployment.shared,
             "experts": deployment.experts,
             **({"dp": str(deployment.dp)} if deployment.dp > 1 else {}),
+            **({"pp": str(deployment.pp), "pp_layers": deployment.partition} if deployment.pp > 1 else {}),
         }
 
     def companions(self, document: dict[str, object], context: Context) -> dict[str, bytes]:

@@ -7,6 +7,7 @@ from dsv4_shard.catalog.options import LOAD_FORMAT
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.drafts import left_out_draft
 from dsv4_shard.engines.launch import FIRST_NODE, NODE_RANK, Command, Launch, Options, node_ranks, settings_of
+from dsv4_shard.engines.pipeline import partition_variable, rest_before_the_last
 from dsv4_shard.engines.vllm.backends import default_backend, is_aligned, is_mega
 
 
@@ -20,8 +21,10 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     elif deployment.experts == "FP8" and context.config.expert_dtype != "fp8":
         options["--hf-overrides"] = """'{"expert_dtype": "fp8"}'"""
     start = on_nodes(model_path, options, deployment.nodes)
+    environment = partition_variable(context, "VLLM_PP_LAYER_PARTITION", rest_before_the_last)
     needs_plugin = sharded and load_format(context) == LOAD_FORMAT
-    return replace(with_draft(start, context, _draft(context, model_path, sharded)), needs_plugin=needs_plugin)
+    drafting = with_draft(start, context, _draft(context, model_path, sharded))
+    return replace(drafting, environment=environment, needs_plugin=needs_plugin)
 
 
 def with_draft(start: Launch, context: Context, draft: dict[str, object]) -> Launch:
@@ -59,6 +62,8 @@ def parallel_options(context: Context) -> Options:
     """Options for the parallel sizes, and the MoE backend if it is not vLLM's own choice."""
     deployment = context.deployment
     options: Options = {"--tensor-parallel-size": str(deployment.tp)}
+    if deployment.pp > 1:
+        options["--pipeline-parallel-size"] = str(deployment.pp)
     if context.served_session:
         options["--max-model-len"] = str(context.served_session)
     if deployment.dp > 1:

@@ -20,6 +20,8 @@ from dsv4_shard.engines.engine import Engine
 from dsv4_shard.engines.host_memory import VLLM_HOST
 from dsv4_shard.engines.nvfp4 import is_nvfp4, nvfp4_tensor
 from dsv4_shard.engines.parallelism import ep_off_or_all
+from dsv4_shard.engines.pipeline import HYPER_HEAD, rest_before_the_last
+from dsv4_shard.engines.pipeline_rules import STAGES_OF_REPLICAS_RULE, VLLM_PIPELINE_RULES, unverified_stages
 from dsv4_shard.engines.placement import Expert, Pad, Placement, RankTensor, Replicate, Split, rank_tensor
 from dsv4_shard.engines.remedies import FEWER_RANKS, FULL_EP, for_engine, leave_out
 from dsv4_shard.engines.rules import NO_OPTION, NOT_VERIFIED, SILENT, Divides, Requires, Rule, Symptom, in_stage
@@ -86,12 +88,13 @@ def candidates(inventory: Inventory, request: Request) -> Iterator[Deployment]:
     yield resolve(
         request, inventory, engine="vllm", version=VERSION, ep=ep, runner=runner, shared=own_way,
         shared_parts=1 if whole else request.tp, world=world, attention_tp=request.tp, moe_tp=world if ep == 1 else 1,
+        split=rest_before_the_last,
     )  # fmt: skip
 
 
 def _whole_shared(context: Context) -> bool:
     """Whether each of several ranks holds whole shared experts."""
-    return context.deployment.shared_parts == 1 and context.deployment.world > 1
+    return context.deployment.shared_parts == 1 and context.deployment.stage_world > 1
 
 
 def _misreads_scales(context: Context) -> bool:
@@ -115,9 +118,11 @@ CHOICES: tuple[Rule, ...] = (
         heard=("hc_attn_fn_broadcast…AssertionError",), stage=StartStage.SERVING,
     ),
     version_rule(*VLLM_VERSIONS),
+    unverified_stages("vLLM"),
+    STAGES_OF_REPLICAS_RULE,
     Requires(
-        "ep", Module.ROUTED, lambda c: c.deployment.ep in (1, c.deployment.world),
-        "vLLM's expert parallelism is off or spans all {at.world} GPUs (TP × DP), so EP {at.ep} is not possible",
+        "ep", Module.ROUTED, lambda c: c.deployment.ep in (1, c.deployment.stage_world),
+        "vLLM's expert parallelism is off or spans all {at.stage_world} GPUs (TP × DP), so EP {at.ep} is not possible",
         consequence=NO_OPTION, remedies=(leave_out("ep"), FULL_EP), fatal=True,
     ),
     Requires(
@@ -249,7 +254,7 @@ RULES: tuple[Rule, ...] = (
     *CHOICES,
     Requires(
         "shared-whole", Module.SHARED, lambda c: c.deployment.shared != "whole" or _whole_shared(c)
-        or c.deployment.world == 1,
+        or c.deployment.stage_world == 1,
         "vLLM keeps shared experts whole only at TP 1 or under sequence parallelism (EP with data parallelism); under "
         "plain TP it pads them, and has no option for another way", consequence=NO_OPTION,
         remedies=(leave_out("shared_experts"), for_engine("sglang")), fatal=True,
@@ -261,6 +266,7 @@ RULES: tuple[Rule, ...] = (
     ),
     *CONFIGURATION_RULES,
     NO_CAST_RULE,
+    *VLLM_PIPELINE_RULES,
     *in_stage(
         StartStage.CONSTRUCTION,
         _MEGA_RULE,
@@ -395,7 +401,7 @@ def drafted_context(context: Context) -> Context:
 
 def addition(context: Context) -> str:
     """Describe how the shared expert's output joins the sum."""
-    if context.deployment.shared == "whole" and context.deployment.world > 1:
+    if context.deployment.shared == "whole" and context.deployment.stage_world > 1:
         once = "each rank runs the whole shared expert on its own tokens and adds it once"
         if context.deployment.tp == 1:
             return f"Under data parallelism {once}."
@@ -474,5 +480,6 @@ VLLM = Engine(
     kv_cache=cache_of,
     memory_share=memory_share,
     host=VLLM_HOST,
+    on_every_stage=HYPER_HEAD,
     log_word="vllm",
 )

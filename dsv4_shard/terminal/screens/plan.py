@@ -71,6 +71,7 @@ def layout_of(plan: "Plan", engine: str) -> str:
     parallel = [f"TP {deployment.tp}"]
     parallel += [f"EP {deployment.ep}"] if deployment.ep > 1 else []
     parallel += [f"DP {deployment.dp}"] if deployment.dp > 1 else []
+    parallel += [f"PP {deployment.pp}"] if deployment.pp > 1 else []
     parallel += [deployment.a2a] if deployment.a2a else []
     parallel += [_DRAFTS[deployment.draft]] if deployment.draft else []
     nodes = f" on {deployment.nodes} nodes" if deployment.nodes > 1 else ""
@@ -86,6 +87,9 @@ def show_memory(console: Console, plan: "Plan") -> None:
     totals, memory = plan.totals, plan.memory
     if totals is None:
         return
+    if plan.stages:
+        counts = ", ".join(map(str, plan.deployment.stage_layers))
+        item(console, f"{len(plan.stages)} pipeline stages of {counts} layers; the bytes are those of the fullest")
     own = gib(totals.draft_bytes_per_rank) if totals.draft_bytes_per_rank else ""
     draft = own and f"; draft model {own}"
     if memory is None:

@@ -90,6 +90,8 @@ def _show_totals(console: Console, plan: "Plan") -> None:
     same = f", the same on each of {totals.ranks} ranks" if totals.ranks > 1 else ""
     item(console, f"weights: {size(most)} ({gib(most)}){same}" if least == most else
          f"weights: {size(least)} to {size(most)}")  # fmt: skip
+    for stage in plan.stages:
+        item(console, stage.words)
     if totals.draft_bytes_per_rank:
         item(console, f"draft model: {size(totals.draft_bytes_per_rank)} more")
     shared = f"shared experts: {size(totals.shared_experts_bytes_per_rank)}"
@@ -107,6 +109,7 @@ def _show_totals(console: Console, plan: "Plan") -> None:
             for words in memory.kv_cache.words:
                 item(console, words)
         elif memory.fits and find_engine(plan.deployment.engine).serves:
-            item(console, "KV cache: not verified for this engine, model and GPU, so no tokens are given", "dim")
+            what = "pipeline stages" if plan.stages else "this engine, model and GPU"
+            item(console, f"KV cache: not verified for {what}, so no tokens are given", "dim")
     if plan.host is not None:
         item(console, plan.host.words)

@@ -38,7 +38,7 @@ from benchmarks.running import run, tool
 from benchmarks.settings import say
 from benchmarks.sized import write_sized
 from benchmarks.spread import Spread, spread
-from dsv4_shard.loading.load import Origin, load
+from dsv4_shard.loading.load import WeightOrigin, load
 from dsv4_shard.loading.parameters import meta_tensor
 from dsv4_shard.loading.planned_checkpoint import PlannedCheckpoint
 from dsv4_shard.loading.rank_files import WrittenFiles
@@ -119,7 +119,7 @@ def by_plan(place: Place, parameters: Tensors) -> None:
     _load(PlannedCheckpoint(str(place.checkpoint), place.plan, "sglang", is_draft=False), place, parameters)
 
 
-def _load(origin: Origin, place: Place, parameters: Tensors) -> None:
+def _load(origin: WeightOrigin, place: Place, parameters: Tensors) -> None:
     origin.open(place.rank)
     load(origin, place.rank, parameters)
 

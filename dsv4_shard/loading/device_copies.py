@@ -1,6 +1,6 @@
 """Copy bytes from a thread to the memory of a device, while the thread reads on.
 
-A `Stage` has two blocks of pinned memory. A copy out of one runs on a stream of the stage's own while the other is
+A `DeviceCopier` has two blocks of pinned memory. A copy out of one runs on a stream of its own while the other is
 filled. Copies from pageable memory would wait for the driver, which copies them into pinned memory itself.
 """
 
@@ -13,7 +13,7 @@ from dsv4_shard.storage import PAGE
 _SLOTS = 2
 
 
-class Stage:
+class DeviceCopier:
     """Two blocks of memory of one thread, and its stream. On the CPU, copies are done when `copy` returns."""
 
     def __init__(self, device: torch.device, nbytes: int) -> None:

@@ -13,7 +13,7 @@ import torch
 import xxhash
 
 from dsv4_shard.errors import LoadRefused
-from dsv4_shard.loading.device_copies import Stage, device_of, flat_bytes
+from dsv4_shard.loading.device_copies import DeviceCopier, device_of, flat_bytes
 from dsv4_shard.loading.tasks import PieceOfFile, blocks_of, tasks_of
 from dsv4_shard.sharding.manifest import ManifestFile
 from dsv4_shard.storage import PAGE, DirectFile, tensor_digest
@@ -54,13 +54,13 @@ def fill(
     flat = {name: flat_bytes(tensor) for name, tensor in targets.items()}
     opened = [DirectFile(file.path, shared=len(file.entry.ranks) > 1) for file in files]
     try:
-        work = _Work(files, opened, flat, _Digests(files) if verify else None, on_progress)
-        stages = [Stage(device_of(targets.values()), SLOT_BYTES) for _ in range(threads)]
+        filling = _Filling(files, opened, flat, _Digests(files) if verify else None, on_progress)
+        copiers = [DeviceCopier(device_of(targets.values()), SLOT_BYTES) for _ in range(threads)]
         if threads == 1:
-            work.run(stages[0])
+            filling.run(copiers[0])
             return
         with ThreadPoolExecutor(threads, thread_name_prefix="load") as pool:
-            running = [pool.submit(work.run, stage) for stage in stages]
+            running = [pool.submit(filling.run, copier) for copier in copiers]
         for one in running:
             one.result()
     finally:
@@ -68,7 +68,7 @@ def fill(
             file.close()
 
 
-class _Work:
+class _Filling:
     """The tasks that are left, and what the threads of one `fill` share."""
 
     def __init__(
@@ -85,12 +85,12 @@ class _Work:
         self._is_stopped = False
         self._tasks = self._all_tasks()
 
-    def run(self, stage: Stage) -> None:
+    def run(self, copier: DeviceCopier) -> None:
         """Do tasks until none is left, or a thread fails."""
         try:
             while (found := self._next()) is not None:
-                self._load(*found, stage)
-            stage.finish()
+                self._load(*found, copier)
+            copier.finish()
         except BaseException:
             self._is_stopped = True
             raise
@@ -104,12 +104,12 @@ class _Work:
         with self._lock:
             return None if self._is_stopped else next(self._tasks, None)
 
-    def _load(self, number: int, task: list[PieceOfFile], stage: Stage) -> None:
+    def _load(self, number: int, task: list[PieceOfFile], copier: DeviceCopier) -> None:
         """Read the blocks of a task, hash their pieces, and send them to the device."""
         running = xxhash.xxh3_128()
         for parts in blocks_of(task, BLOCK_BYTES):
             first, last = parts[0].start, parts[-1].stop
-            slot = stage.slot()
+            slot = copier.slot()
             shift = self._opened[number].read(first, last, slot) - first if first < last else -first
             for part in parts:
                 start, stop = part.start + shift, part.stop + shift
@@ -119,8 +119,8 @@ class _Work:
                         self._digests.keep(number, part.piece, running.digest())
                         running.reset()
                 piece = part.piece
-                stage.copy(start, stop, self._flat[piece.tensor], piece.at + part.start - piece.start)
-            stage.sent()
+                copier.copy(start, stop, self._flat[piece.tensor], piece.at + part.start - piece.start)
+            copier.sent()
             self._on_progress(last - first)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from dsv4_shard.loading.checks import Shapes
-from dsv4_shard.loading.progress import Progress
+from dsv4_shard.loading.progress import LoadProgress
 from dsv4_shard.storage import default_workers
 
 logger = logging.getLogger(__name__)
@@ -17,7 +17,7 @@ _MOST_THREADS = 8
 """More are not faster: they wait for the disk or the bus."""
 
 
-class Origin(Protocol):
+class WeightOrigin(Protocol):
     """Where a rank's bytes come from.
 
     Attributes:
@@ -52,7 +52,7 @@ class Taker(NamedTuple):
 
 
 def load(
-    origin: Origin, rank: int, parameters: Mapping[str, torch.Tensor], takers: Mapping[str, Taker] | None = None
+    origin: WeightOrigin, rank: int, parameters: Mapping[str, torch.Tensor], takers: Mapping[str, Taker] | None = None
 ) -> None:
     """Fill parameters from an opened `origin`, and hand a whole tensor of the CPU to each of `takers`.
 
@@ -63,7 +63,7 @@ def load(
     whole = {name: Taker(partial(_copy, one), one) for name, one in memory.items() if not one.is_contiguous()}
     whole |= takers or {}
     total = sum(one.nbytes for one in memory.values() if one.is_contiguous())
-    progress = Progress(f"dsv4_shard: rank {rank}", total + sum(taker.like.nbytes for taker in whole.values()))
+    progress = LoadProgress(f"dsv4_shard: rank {rank}", total + sum(taker.like.nbytes for taker in whole.values()))
     threads = threads_per_rank()
     origin.fill({name: one for name, one in memory.items() if name not in whole}, threads, progress.add)
     for name, taker in whole.items():

@@ -4,20 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsv4_shard.errors import LoadRefused
-from dsv4_shard.loading.load import Origin
+from dsv4_shard.loading.load import WeightOrigin
 from dsv4_shard.loading.rank_files import WrittenFiles
 from dsv4_shard.text.sanitize import short
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class LoadOptions:
     """`{"verify": true}` hashes every tensor of rank files, `{"plan": "plan.json"}` loads from the checkpoint."""
 
     verify: bool = False
     plan: Path | None = None
 
     @classmethod
-    def of(cls, given: object) -> "Options":
+    def of(cls, given: object) -> "LoadOptions":
         """Read the options as the engine gives them. Raises LoadRefused if one is not known."""
         if isinstance(given, dict) and given.keys() == {"plan"} and isinstance(given["plan"], str):
             return cls(plan=Path(given["plan"]))
@@ -29,7 +29,7 @@ class Options:
         )
 
 
-def origin_of(options: Options, model: str, engine: str, *, is_draft: bool) -> Origin:
+def origin_of(options: LoadOptions, model: str, engine: str, *, is_draft: bool) -> WeightOrigin:
     """What the model path and the options name. `is_draft` says which model of a checkpoint is loaded.
 
     Raises NotAResult, LoadRefused, or another error of the plan and the checkpoint.

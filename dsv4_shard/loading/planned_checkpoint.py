@@ -13,7 +13,7 @@ import torch
 from dsv4_shard.engines import DRAFT_FOLDER, find_engine
 from dsv4_shard.errors import LoadRefused
 from dsv4_shard.loading.checks import Shapes
-from dsv4_shard.loading.device_copies import Stage, device_of, flat_bytes
+from dsv4_shard.loading.device_copies import DeviceCopier, device_of, flat_bytes
 from dsv4_shard.opening import open_checkpoint, pinned
 from dsv4_shard.planning import check_plan, load_plan
 from dsv4_shard.sharding.into_memory import Write, load
@@ -27,7 +27,7 @@ _SLOT_BYTES = 8 << 20
 
 
 class PlannedCheckpoint:
-    """A checkpoint and the plan of a deployment of it. See `loading.load.Origin`."""
+    """A checkpoint and the plan of a deployment of it. See `loading.load.WeightOrigin`."""
 
     def __init__(self, repo: str, plan: Path, engine: str, *, is_draft: bool) -> None:
         """Read the plan and the checkpoint's headers, and make the plan again from them.
@@ -85,12 +85,12 @@ class PlannedCheckpoint:
 
 
 class _Copies:
-    """Copies of many threads to one device, each through a stage of its own."""
+    """Copies of many threads to one device, each through a copier of its own."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._own = threading.local()
-        self._stages: list[Stage] = []
+        self._copiers: list[DeviceCopier] = []
 
     def into(self, target: torch.Tensor) -> Write:
         """Return what copies bytes to an offset of `target`, flat uint8. Its bytes are taken when it returns."""
@@ -98,21 +98,21 @@ class _Copies:
         def write(offset: int, data: memoryview) -> None:
             for start in range(0, len(data), _SLOT_BYTES):
                 part = data[start : start + _SLOT_BYTES]
-                stage = self._stage()
-                stage.slot()[: len(part)] = part
-                stage.copy(0, len(part), target, offset + start)
-                stage.sent()
+                copier = self._copier()
+                copier.slot()[: len(part)] = part
+                copier.copy(0, len(part), target, offset + start)
+                copier.sent()
 
         return write
 
     def finish(self) -> None:
         """Wait for the copies of all threads."""
-        for stage in self._stages:
-            stage.finish()
+        for copier in self._copiers:
+            copier.finish()
 
-    def _stage(self) -> Stage:
-        stage: Stage | None = getattr(self._own, "stage", None)
-        if stage is None:
-            stage = self._own.stage = Stage(self._device, _SLOT_BYTES)
-            self._stages.append(stage)
-        return stage
+    def _copier(self) -> DeviceCopier:
+        copier: DeviceCopier | None = getattr(self._own, "copier", None)
+        if copier is None:
+            copier = self._own.copier = DeviceCopier(self._device, _SLOT_BYTES)
+            self._copiers.append(copier)
+        return copier

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 10.0
 
 
-class Progress:
+class LoadProgress:
     """Counts bytes from any thread, and logs a line every ten seconds."""
 
     def __init__(self, what: str, total: int) -> None:

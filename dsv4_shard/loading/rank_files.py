@@ -11,7 +11,7 @@ from dsv4_shard.text.units import counted
 
 
 class WrittenFiles:
-    """The rank files in a folder, or those of its draft model. See `loading.load.Origin`."""
+    """The rank files in a folder, or those of its draft model. See `loading.load.WeightOrigin`."""
 
     def __init__(self, folder: Path, *, verify: bool) -> None:
         """Read the manifest; with `verify`, `fill` compares the digest of every tensor. Raises NotAResult."""

@@ -23,7 +23,7 @@ class PieceOfFile(NamedTuple):
     stop: int
 
 
-class Part(NamedTuple):
+class BlockPart(NamedTuple):
     """Bytes `[start, stop)` of the file, which are of one piece."""
 
     piece: PieceOfFile
@@ -45,15 +45,15 @@ def tasks_of(entry: ManifestFile, header: Header, wanted: Iterable[str]) -> Iter
         yield task
 
 
-def blocks_of(task: list[PieceOfFile], limit: int) -> Iterator[list[Part]]:
+def blocks_of(task: list[PieceOfFile], limit: int) -> Iterator[list[BlockPart]]:
     """Yield the parts of a task's pieces, in order, in blocks of at most `limit` bytes. A piece may have no bytes."""
-    block: list[Part] = []
+    block: list[BlockPart] = []
     room = limit
     for piece in task:
         position = piece.start
         while True:
             stop = min(piece.stop, position + room)
-            block.append(Part(piece, position, stop))
+            block.append(BlockPart(piece, position, stop))
             room -= stop - position
             position = stop
             if not room:

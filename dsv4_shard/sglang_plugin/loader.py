@@ -14,7 +14,7 @@ from sglang.srt.model_loader import loader as stock
 from dsv4_shard.engines.sglang.files import CONFIDENCE
 from dsv4_shard.loading.checks import check_apart, check_layers, check_parameters
 from dsv4_shard.loading.load import load
-from dsv4_shard.loading.options import Options, origin_of
+from dsv4_shard.loading.options import LoadOptions, origin_of
 from dsv4_shard.loading.parameters import memory_of, shapes_of
 from dsv4_shard.sglang_plugin.running import RUNNING, check_place, check_runner, check_running, identity_of, is_draft
 
@@ -39,7 +39,7 @@ class RankFileLoader(stock.BaseModelLoader):  # type: ignore[misc]
 
     def __init__(self, load_config: Any) -> None:
         super().__init__(load_config)
-        self._options = Options.of(load_config.model_loader_extra_config)
+        self._options = LoadOptions.of(load_config.model_loader_extra_config)
 
     def download_model(self, model_config: Any) -> None:
         """Do nothing: the files are on disk already."""

@@ -13,7 +13,7 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from dsv4_shard.errors import LoadRefused
 from dsv4_shard.loading.checks import check_apart, check_layers, check_parameters
 from dsv4_shard.loading.load import load
-from dsv4_shard.loading.options import Options, origin_of
+from dsv4_shard.loading.options import LoadOptions, origin_of
 from dsv4_shard.loading.parameters import memory_of, shapes_of
 from dsv4_shard.vllm_plugin.mega_moe import MegaMoe
 from dsv4_shard.vllm_plugin.running import RUNNING, check_experts, check_running
@@ -27,7 +27,7 @@ class VllmRankFileLoader(BaseModelLoader):  # type: ignore[misc]
 
     def __init__(self, load_config: Any) -> None:
         super().__init__(load_config)
-        self._options = Options.of(load_config.model_loader_extra_config)
+        self._options = LoadOptions.of(load_config.model_loader_extra_config)
 
     def download_model(self, model_config: Any) -> None:
         """Do nothing: the files are on disk already."""

@@ -177,7 +177,8 @@ def _errors() -> Iterator[str]:
     yield ""
     yield (
         "With `--json`, it is also a document on stdout, by [error.schema.json](error.schema.json). Its `code` is one "
-        "of those below, `interrupted` (exit code 130) or `terminated` (143). Codes are stable; sentences are not."
+        "of those below, `interrupted` (exit code 130, after Ctrl-C) or `terminated` (143, after SIGTERM, which Slurm and "
+        "Kubernetes send). Codes are stable; sentences are not."
     )
     rows = [(str(code.value), _code(code.name), EXIT_CODES[code]) for code in ExitCode]
     yield from _table(("exit code", "`ExitCode`", "meaning"), rows)
@@ -242,7 +243,7 @@ def _gpus() -> Iterator[str]:
     yield ""
     yield (
         "Not verified: no engine's own classes were run for these. Weights are computed as on the family named, and "
-        "plans show whether they fit; no plan is called feasible."
+        "plans show whether they fit; the verdict is *not verified*."
     )
     not_verified = [gpu for gpu in GPUS.values() if not gpu.verified]
     rows = [(*_of_gpu(gpu), gpu.unverified_family, gpu.stands_for, gpu.source) for gpu in not_verified]

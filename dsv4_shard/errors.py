@@ -32,6 +32,7 @@ class ExitCode(IntEnum):
     NOT_VERIFIED = 6
     """Unknown whether the layout runs: it is not verified for this engine, model or GPU."""
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 def _in_python(name: str, value: object) -> str:

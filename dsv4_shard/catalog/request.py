@@ -19,8 +19,10 @@ from dsv4_shard.catalog.options import (
     EXPERT_DTYPES,
     RANKINGS,
     RUNNERS,
+    SGLANG_VERSIONS,
     SHARED_EXPERTS,
     VERSIONS,
+    VLLM_VERSIONS,
 )
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.errors import UsageError
@@ -35,6 +37,8 @@ LAYOUT, ENGINE, HARDWARE, WRITING, SIGNATURE = "Layout", "Engine", "Hardware", "
 """Headings of the help. Options without one come last, under `Options`."""
 
 ENGINES_THAT_WRITE = "sglang, vllm, reference (DeepSeek's generate.py) or node (a folder a node, for stock loaders)"
+
+_VERSIONS_THAT_RUN = f"{' or '.join(SGLANG_VERSIONS)} (sglang); {' or '.join(VLLM_VERSIONS)} (vllm)"
 
 # --- options that several lists share --------------------------------------------------------------------------------
 
@@ -147,8 +151,8 @@ class Target(Hardware):
     engine_version: Annotated[
         str | None,
         Option(
-            help="The engine's version.",
-            metavar="VERSION", panel=ENGINE, shows="the newest that is known", of_engine=VERSIONS,
+            help=f"The engine's version: {_VERSIONS_THAT_RUN}.",
+            metavar="VERSION", panel=ENGINE, shows="the first", of_engine=VERSIONS,
         ),
     ] = None  # fmt: skip
     redundant_experts: Annotated[

@@ -27,6 +27,7 @@ EXIT_CODES = {
     ExitCode.NETWORK: "not reachable",
     ExitCode.NOT_VERIFIED: "not verified",
     ExitCode.INTERRUPTED: "interrupted",
+    ExitCode.TERMINATED: "terminated",
 }
 
 NO = {

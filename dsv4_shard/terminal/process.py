@@ -21,8 +21,6 @@ _OPEN_FILES = 1 << 16
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Error numbers of a failed write to standard output. Failed writes to the tool's own files raise WriteFailed."""
 
-_TERMINATED = 128 + signal.SIGTERM
-
 P = ParamSpec("P")
 
 R = TypeVar("R")
@@ -65,7 +63,7 @@ def reported(function: Callable[P, R]) -> Callable[P, R]:
             show_end(error, "interrupted", ExitCode.INTERRUPTED, as_json=as_json)
             raise typer.Exit(ExitCode.INTERRUPTED) from None
         except SystemExit as error:
-            show_end(error, "terminated", _TERMINATED, as_json=as_json and error.code == _TERMINATED)
+            show_end(error, "terminated", ExitCode.TERMINATED, as_json=as_json and error.code == ExitCode.TERMINATED)
             raise
         except OSError as error:
             if error.filename is None and error.errno in _FULL:
@@ -129,7 +127,7 @@ def _fail(error: ShardError, as_json: bool) -> NoReturn:
 
 def _on_sigterm(*_: object) -> NoReturn:
     """Exit as after an error, so that finished work is saved."""
-    sys.exit(_TERMINATED)
+    sys.exit(ExitCode.TERMINATED)
 
 
 def _on_interrupt(number: int, frame: object) -> NoReturn:

@@ -10,7 +10,7 @@ from support.checkpoints.full_size import PRO, V3, V32, V41, config_of, inventor
 from support.checkpoints.skeletons import expand
 from support.oracles.v3 import WORDS
 from support.oracles.v4 import CUT
-from support.paths import DATA
+from support.paths import DATA, ROOT
 
 from dsv4_shard.checkpoint.synthetic import by_file
 from dsv4_shard.engines import ENGINES, Breach, Context, Request, StartStage, engine_for
@@ -72,6 +72,24 @@ def test_the_first_stop_is_the_engines_own(engine: str, model: str) -> None:
     assert len(recorded) > 30
     found = [(verdict(breaches_in(engine, one), one), one) for one in recorded]
     assert [pair for pair in found if pair[0] not in ("same", "not verified")] == []
+
+
+@pytest.mark.slow
+def test_the_page_on_proof_counts_these_layouts() -> None:
+    compared = [
+        (engine, one)
+        for engine in ("sglang", "vllm")
+        for one in answers(engine)
+        if not one["asked"].get("default_prefill")
+    ]
+    found = Counter((verdict(breaches_in(engine, one), one), "error" in one) for engine, one in compared)
+    unknown = {one["asked"]["model"] for engine, one in compared if verdict(breaches_in(engine, one), one) != "same"}
+    page = " ".join((ROOT / "docs" / "explanation" / "proof.md").read_text().split())
+    assert unknown == {V41}
+    assert f"for {len(compared)} layouts of nine releases" in page and len(MODELS) == 9
+    assert f"For {found['same', True]} layouts the plan names that error" in page
+    assert f"{found['same', False]} load without one" in page
+    assert f'for {found["not verified", True]} of V4.1 it says "not verified"' in page
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def test_every_option_is_in_the_help_once_and_says_something(command: str) -> No
 
 def test_a_default_is_shown_whether_it_is_a_value_or_words() -> None:
     text = " ".join(help_of("plan").split())
-    for default in ("1", "auto", "sglang", "the engine's", "as few as hold the GPUs", "the newest that is known",
+    for default in ("1", "auto", "sglang", "the engine's", "as few as hold the GPUs", "the first",
                     "the current folder, else the one last inspected"):  # fmt: skip
         assert f"[default: {default}]" in text
 

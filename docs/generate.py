@@ -7,7 +7,9 @@ The pages are committed, so that they can be read and a change of them shows; `m
 
 import inspect
 import json
+import re
 from collections.abc import Iterator, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,8 +179,8 @@ def _errors() -> Iterator[str]:
     yield ""
     yield (
         "With `--json`, it is also a document on stdout, by [error.schema.json](error.schema.json). Its `code` is one "
-        "of those below, `interrupted` (exit code 130, after Ctrl-C) or `terminated` (143, after SIGTERM, which Slurm and "
-        "Kubernetes send). Codes are stable; sentences are not."
+        "of those below, `interrupted` (exit code 130, after Ctrl-C) or `terminated` (143, after SIGTERM, which Slurm "
+        "and Kubernetes send). Codes are stable; sentences are not."
     )
     rows = [(str(code.value), _code(code.name), EXIT_CODES[code]) for code in ExitCode]
     yield from _table(("exit code", "`ExitCode`", "meaning"), rows)
@@ -294,7 +296,21 @@ def schema_of(document: Document) -> dict[str, Any]:
     for model in (schema, *schema.get("$defs", {}).values()):
         if "properties" in model:
             model["required"] = list(model["properties"])
+        if "description" in model:
+            model["description"] = _in_json(model)
     return {"$schema": GenerateJsonSchema.schema_dialect} | schema
+
+
+_MEMBER = re.compile(r"^    ([A-Z_]+): ", re.MULTILINE)
+
+
+def _in_json(model: dict[str, Any]) -> str:
+    """The description of a model, which is the docstring of its class, with JSON's values for Python's names."""
+    said = re.sub(r"\bNone\b", "null", model["description"])
+    if "enum" not in model:
+        return said
+    members = {kind.__name__: kind for kind in StrEnum.__subclasses__()}[model["title"]].__members__
+    return _MEMBER.sub(lambda member: f'    "{members[member[1]].value}": ', said.replace("Attributes:", "Values:"))
 
 
 def _alone(name: str, schema: dict[str, Any]) -> Iterator[str]:

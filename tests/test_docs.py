@@ -160,6 +160,13 @@ def test_what_a_schema_says_of_its_models_needs_no_code_to_be_understood() -> No
             if re.search(r"[Ss]ee `|module says", text)] == []  # fmt: skip
 
 
+def test_schemas_speak_of_values_in_json_not_of_their_names_in_python() -> None:
+    said = [json.dumps(schema) for schema in map(generate.schema_of, generate.DOCUMENTS.values())]
+    assert [found for text in said for found in re.findall(r"\bNone\b|    [A-Z_]+: ", text)] == []
+    verdict = generate.schema_of(generate.DOCUMENTS["plan"])["$defs"]["Verdict"]
+    assert [f'    "{value}": ' in verdict["description"] for value in verdict["enum"]] == [True] * 4
+
+
 def test_every_command_option_and_error_is_on_its_page() -> None:
     commands = (generate.FOLDER / "commands.md").read_text()
     assert re.findall(r"^## (\w+)", commands, re.MULTILINE) == [
@@ -348,6 +355,16 @@ def test_links_of_the_readme_lead_somewhere() -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / "README.md").read_text())
     assert links
     assert [link for link in links if "://" not in link and not (ROOT / link.partition("#")[0]).exists()] == []
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_headings_begin_lines_and_links_by_name_have_a_place(page: Path) -> None:
+    """Neither is a warning of the site: both are shown as they stand."""
+    prose = re.sub(r"^```.*?^```$|`[^`\n]+`", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert re.findall(r"^[^#\n].*##+ .*$", prose, re.MULTILINE) == []
+    places = re.findall(r"^\[([^\]]+)\]: \S+$", prose, re.MULTILINE)
+    assert set(re.findall(r"\]\[([^\]]+)\]", prose)) == set(places)
+    assert len(places) == len(set(places))
 
 
 def test_the_readme_is_short_enough_to_be_read() -> None:

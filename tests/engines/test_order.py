@@ -86,7 +86,8 @@ def test_the_page_on_proof_counts_these_layouts() -> None:
     unknown = {one["asked"]["model"] for engine, one in compared if verdict(breaches_in(engine, one), one) != "same"}
     page = " ".join((ROOT / "docs" / "explanation" / "proof.md").read_text().split())
     assert unknown == {V41}
-    assert f"for {len(compared)} layouts of nine releases" in page and len(MODELS) == 9
+    assert f"for {len(compared)} layouts of nine releases" in page
+    assert len(MODELS) == 9
     assert f"For {found['same', True]} layouts the plan names that error" in page
     assert f"{found['same', False]} load without one" in page
     assert f'for {found["not verified", True]} of V4.1 it says "not verified"' in page

@@ -173,8 +173,8 @@ def _errors() -> Iterator[str]:
     yield "# Exit codes and errors"
     yield ""
     yield (
-        "An error is a message of what, where and why on stderr, and below it a hint of what to do next. In Python it "
-        "is an exception of `dsv4_shard.errors`, all of which are `ShardError`."
+        "An error is a message on stderr that says what is wrong, where and why, and below it a hint of what to do next. "
+        "In Python it is an exception of `dsv4_shard.errors`; all are subclasses of `ShardError`."
     )
     yield ""
     yield (
@@ -209,8 +209,8 @@ def _exports() -> Iterator[str]:
     yield "# Other tools' exports"
     yield ""
     yield (
-        "Checkpoints are read in safetensors files, in the formats of the releases of DeepSeek and NVIDIA. What "
-        "another tool wrote gets one finding that names the tool, by the marks below, and says what reads it. To plan "
+        "dsv4-shard reads safetensors files, in the formats of the releases of DeepSeek and NVIDIA. An export of "
+        "another tool gets one finding that names the tool, by the marks below, and says what reads it. To plan "
         "or reshard, name the checkpoint that it was made from."
     )
     yield ""

@@ -127,7 +127,7 @@ class BadConfig(ShardError):
 
 
 class UnsupportedFamily(ShardError):
-    """The checkpoint is of a model family that dsv4-shard does not support."""
+    """dsv4-shard does not support the model family of the checkpoint."""
 
 
 class BadIndex(ShardError):

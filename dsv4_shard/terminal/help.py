@@ -46,7 +46,7 @@ NO = {
 
 EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "inspect": (
-        ("A folder, or a repository on the Hub, of which only headers are read", "DeepSeek-V4-Pro"),
+        ("A folder, or a repository on the Hub: only headers are read", "DeepSeek-V4-Pro"),
         ("", "deepseek-ai/DeepSeek-V4-Pro"),
         ("What runs at TP 8 and 16 on a GPU, with GiB per GPU", "DeepSeek-V4-Pro --tp 8,16 --gpu h20-96"),
     ),

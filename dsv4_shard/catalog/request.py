@@ -207,7 +207,7 @@ class LayoutOptions(Target, Parallelism):
     pp_partition: Annotated[
         str | None,
         Option(
-            help="Layers of each pipeline stage, such as 31,30: SGLANG_ or VLLM_PP_LAYER_PARTITION.",
+            help="Layers of each pipeline stage, such as 31,30, in place of the engine's own division.",
             metavar="LAYERS", panel=LAYOUT, shows="the engine's", longest=1000,
         ),
     ] = None  # fmt: skip

@@ -173,8 +173,8 @@ def _errors() -> Iterator[str]:
     yield "# Exit codes and errors"
     yield ""
     yield (
-        "An error is a message on stderr that says what is wrong, where and why, and below it a hint of what to do next. "
-        "In Python it is an exception of `dsv4_shard.errors`; all are subclasses of `ShardError`."
+        "An error is a message on stderr that says what is wrong, where and why, and below it a hint of what to do "
+        "next. In Python it is an exception of `dsv4_shard.errors`; all are subclasses of `ShardError`."
     )
     yield ""
     yield (

@@ -348,11 +348,14 @@ _NAME_RANKS = "Name the folder that reshard wrote, or DeepSeek's converter."
 def _prepare_merge(ranks: str | Path, out: str | Path, config: str | Path | None) -> "tuple[Checkpoint, Job]":
     from dsv4_shard.opening import is_url, open_checkpoint, refuse_url
     from dsv4_shard.reassembly.merge_job import prepare_merge, source_of_ranks
+    from dsv4_shard.sources.hub_names import download_of, hub_id
     from dsv4_shard.storage import collector_paused
 
     refuse_url(Path(out), "Name a folder, and copy it to the store.")
     if not is_url(str(ranks)) and not Path(ranks).exists():
-        raise UsageError(f"{ranks}: no such folder", hint=_NAME_RANKS)
+        named = hub_id(str(ranks))
+        on_hub = f" One on the Hub is merged here: {download_of(named)}." if named else ""
+        raise UsageError(f"{ranks}: no such folder", hint=f"{_NAME_RANKS}{on_hub}")
     try:
         checkpoint, inventory = open_checkpoint(str(ranks), path_or_none(config))
     except NotACheckpoint as error:

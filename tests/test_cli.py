@@ -451,7 +451,7 @@ def test_an_interrupted_demo_does_not_go_on_to_its_next_step(tmp_path: Path) -> 
 def test_a_layer_without_numerics_is_refused(tmp_path: Path) -> None:
     result = run("verify", str(tmp_path), "--layer", "3")
     assert result.exit_code == ExitCode.USAGE
-    assert "--layer is of --numerics" in result.stderr
+    assert "--layer needs --numerics" in result.stderr
 
 
 @pytest.mark.slow

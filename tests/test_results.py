@@ -39,6 +39,12 @@ class Results:
     def plan(self) -> Document:
         return dsv4_shard.plan(self.model, tp=16, gpu="h20-96")
 
+    def plan_from(self) -> Document:
+        return dsv4_shard.plan_from(f"sglang serve --model-path {self.model} --tp 2", gpu="h200")
+
+    def plan_pair(self) -> Document:
+        return dsv4_shard.plan_pair(self.model, prefill="--tp 2", decode="--tp 4", gpu="h200")
+
     def plan_that_does_not_run(self) -> Document:
         return dsv4_shard.plan(self.model, tp=3)
 

@@ -92,6 +92,5 @@ def test_a_dry_run_says_what_each_node_reads_and_writes_and_a_share_does(model: 
     first = dry["shares"][0]
     others = size(first["bytes_read"] - first["bytes_used"])
     assert (
-        f"ranks 0-3 alone: reads {size(first['bytes_read'])}, {others} of it columns of other ranks in rows that are "
-        f"read whole, writes {size(first['bytes'])}"
+        f"ranks 0-3 alone: reads {size(first['bytes_read'])} ({others} for other ranks), writes {size(first['bytes'])}"
     ) in shown

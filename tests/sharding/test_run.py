@@ -424,7 +424,7 @@ def test_an_engine_without_a_file_format_is_refused(least: Path) -> None:
     plan = make_plan(checkpoint, inventory, Request(tp=1, engine="trtllm"))
     assert plan.feasible
     assert plan.layout is None
-    with pytest.raises(UsageError, match="has no file format for shards"):
+    with pytest.raises(UsageError, match="writes no rank files of"):
         prepare(checkpoint, inventory, plan)
 
 

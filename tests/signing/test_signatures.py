@@ -662,7 +662,7 @@ def test_options_that_contradict_each_other_are_refused(said: str, out: Path) ->
 def test_a_signature_of_several_folders_is_refused(out: Path) -> None:
     found = run("verify", out, out, "--signature", "s", "--public-key", "k")
     assert found.exit_code == ExitCode.USAGE
-    assert "--signature: a signature is of one folder" in found.stderr
+    assert "--signature: a signature covers one folder" in found.stderr
 
 
 def test_without_the_library_one_line_says_how_to_install_it(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

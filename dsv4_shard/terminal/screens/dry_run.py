@@ -10,7 +10,7 @@ from dsv4_shard.catalog.rank_ranges import say_ranks
 from dsv4_shard.checkpoint import some
 from dsv4_shard.terminal.tables import Table
 from dsv4_shard.terminal.text import item, title
-from dsv4_shard.text.units import size
+from dsv4_shard.text.units import counted, size
 
 _NUMBER = re.compile(r"(?<=rank|node)-?\d+|(?<=model)\d+(?=-mp)")
 """The number of a rank or node in the name of a file."""
@@ -56,6 +56,6 @@ def _show_files(console: Console, would: "WouldWrite") -> None:
     table = Table("files", "name", "tensors", "bytes", right=(0, 2, 3))
     for (name, tensors, nbytes), count in kinds.items():
         table.add(str(count), name, f"{tensors:,}", f"{nbytes:,}")
-    small = sum(job.small_files.values())
-    table.add(str(len(job.small_files)), "configuration, tokenizer, documents", "", f"{small:,}")
     table.show(console)
+    small = size(sum(job.small_files.values()))
+    item(console, f"and {small} in {counted(len(job.small_files), 'file')}: {', '.join(sorted(job.small_files))}")

@@ -482,3 +482,16 @@ def test_the_demo_runs_without_torch_and_says_what_it_leaves_out(tmp_path: Path)
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (2, "")
     assert "--numerics: torch is not installed here\n  pip install torch" in result.stderr
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (("--engine", "vllm", "--engine-version", "0.5.23"), "'0.5.23': not supported for vLLM"),
+    (("--engine", "sglang", "--engine-version", "0.33.0"), "'0.33.0': not supported for SGLang"),
+    (("--runner", "foo"), "'foo': no engine has it"),
+])  # fmt: skip
+def test_a_name_is_refused_for_the_engine_that_lacks_it(
+    arguments: tuple[str, ...], said: str, tiny_checkpoint: Path
+) -> None:
+    refused = run("plan", tiny_checkpoint, "--tp", "8", *arguments)
+    assert refused.exit_code == ExitCode.USAGE
+    assert said in refused.stderr

@@ -88,10 +88,14 @@ def plan(
 def _show_plan(made: "Plan", output: str | Path | None, as_json: bool, details: bool) -> None:
     """Show a plan, and exit with the code of its verdict."""
     from dsv4_shard.engines import Verdict, title_of
+    from dsv4_shard.launch_files import is_folder
     from dsv4_shard.terminal.screens.plan import show_plan
 
     title = title_of(made.request.engine, made.engine_version)
-    show(made, as_json, show_plan, title, str(output) if output else None, details=details)
+    plan_file = None if output is None else str(Path(output) / "plan.json") if is_folder(output) else str(output)
+    show(made, as_json, show_plan, title, plan_file, details=details)
+    if output is not None and is_folder(output) and not as_json:
+        paragraph(output_console(), f"Its scripts and manifests are in {output}")
     if not made.verdict.is_good:
         raise typer.Exit(ExitCode.NOT_VERIFIED if made.verdict is Verdict.UNVERIFIED else ExitCode.NO)
 

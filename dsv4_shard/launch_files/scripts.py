@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from dsv4_shard.engines import FIRST_NODE, title_of
-from dsv4_shard.planning import Plan, PlanWay
+from dsv4_shard.planning import BY_PLAN, Plan, PlanWay
 from dsv4_shard.text.shell import shell_word
 
 MARK = "# Written by `dsv4-shard plan -o`"
@@ -23,7 +23,7 @@ def scripts_of(plan: Plan, plan_name: str) -> Iterator[tuple[str, str]]:
     """
     for way in plan.ways:
         name = name_of(way)
-        if way.prepare is not None:
+        if way.prepare is not None and way.serves != BY_PLAN:
             yield f"{name}-write.sh", _writing(plan, way, plan_name)
         nodes = len(way.launch.commands)
         for node, command in enumerate(way.launch.commands):

@@ -167,3 +167,12 @@ def test_a_role_without_a_plan_writes_nothing(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no plan of serve to write"):
         dsv4_shard.plan_from(command, repo=str(root_of(PRO)), output=f"{tmp_path}/launch/")
     assert not (tmp_path / "launch").exists()
+
+
+def test_the_screen_names_the_plan_in_the_folder(tmp_path: Path) -> None:
+    shown = run("plan", root_of(PRO), "--tp", "8", "--gpu", "h200", "-o", f"{tmp_path}/launch/")
+    assert shown.exit_code == 0
+    assert f"--plan {tmp_path}/launch/plan.json" in " ".join(shown.stdout.replace(chr(92), " ").split())
+    names = {path.name for path in (tmp_path / "launch").iterdir()}
+    assert "by-plan.sh" in names
+    assert "by-plan-write.sh" not in names

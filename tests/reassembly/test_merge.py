@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from dsv4_shard.checkpoint.synthetic import write_checkpoint
 from dsv4_shard.cli import app
 from dsv4_shard.engines.deployment import Request
-from dsv4_shard.errors import ForeignPlan, OutputNotEmpty
+from dsv4_shard.errors import ExitCode, ForeignPlan, OutputNotEmpty
 from dsv4_shard.planning.plan_builder import make_plan
 from dsv4_shard.reassembly.merge_job import source_of_ranks
 from dsv4_shard.sharding import mover
@@ -348,3 +348,13 @@ def test_inspect_plan_and_numerics_take_ranks_for_their_checkpoint(model: Path, 
     run("reshard", tmp_path / "ranks", tmp_path / "more", "--tp", 4)
     run("verify", tmp_path / "more", "--against", tmp_path / "ranks", "--numerics")
     assert load_manifest(tmp_path / "more").source.label == str(tmp_path / "ranks")
+
+
+def test_a_folder_that_is_not_there_is_no_repository_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    refused = CliRunner().invoke(app, ["merge", "a/shards", "out"])
+    assert refused.exit_code == ExitCode.USAGE
+    assert "a/shards: no such folder" in refused.stderr
+    assert "`hf download a/shards --local-dir shards`" in refused.stderr

@@ -141,14 +141,21 @@ def find_gpu(name: str) -> Gpu:
     if named:
         titles = " or ".join(f"{gpu.name} ({gpu.title})" for gpu in named)
         raise UnknownGpu(f"several GPUs are called {name!r}", hint=f"Did you mean {titles}?")
-    if (match := _COUNT.fullmatch(name)) and (counted := gpus_called(match[2] or match[3])):
-        count = match[1] or match[4]
+    if found := count_and_name(name):
+        count, gpu = found
         raise UnknownGpu(
             f"no GPU called {name!r}: the number of GPUs has an option of its own",
-            hint=f"Write --gpu {counted[0].name}, and --tp {count} for a layout or --gpus {count} to search them.",
+            hint=f"Write --gpu {gpu}, and --tp {count} for a layout or --gpus {count} to search them.",
         )
     raise UnknownGpu(f"no GPU called {name!r}",
                      hint=f"{did_you_mean(name, GPUS)} `dsv4-shard gpus` lists them with their memory.")  # fmt: skip
+
+
+def count_and_name(text: str) -> tuple[int, str] | None:
+    """Return the number and the name of GPUs in text such as `8xH20-96`; None if it is not of this form."""
+    match = _COUNT.fullmatch(text)
+    named = gpus_called(match[2] or match[3]) if match else ()
+    return (int(match[1] or match[4]), named[0].name) if match and len(named) == 1 else None
 
 
 def gpus_called(name: str) -> tuple[Gpu, ...]:

@@ -64,6 +64,9 @@ def _unknown_cache_changes(context: Context, memory: PlanMemory) -> tuple[Change
 
 
 def _share_rules(context: Context) -> MemoryShare | None:
+    """The engine's share of memory; None if it has none, or is not verified for the GPU."""
+    if not context.deployment.gpu.verified:
+        return None
     share = engine_for(context.deployment.engine, context.inventory.family).memory_share
     return share(context.deployment) if share is not None else None
 

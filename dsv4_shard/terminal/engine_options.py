@@ -6,6 +6,7 @@ The names are those of SGLang 0.5.23 (`srt/server_args.py`), vLLM 0.33.0 (`engin
 
 from collections.abc import Collection, Iterator, Sequence
 
+from dsv4_shard.catalog.gpus import count_and_name
 from dsv4_shard.catalog.options import DEFAULT_ENGINE
 from dsv4_shard.errors import UsageError
 
@@ -68,6 +69,7 @@ def in_our_words(words: Sequence[str], known: Collection[str]) -> list[str]:
     """
     if "--tp" not in known:
         return list(words)
+    words = _without_count(words, known)
     end = list(words).index("--") if "--" in words else len(words)
     mine = list(_translated(words[:end], known))
     return [*mine, *words[end:]]
@@ -94,6 +96,30 @@ def _translated(words: Sequence[str], known: Collection[str]) -> Iterator[str]:
             raise UsageError(f"{name}: {why}", hint=hint)
         else:
             yield word
+
+
+def _without_count(words: Sequence[str], known: Collection[str]) -> list[str]:
+    """Return the words with `--gpu 8xH20-96` as `--gpu h20-96`, and `--gpus 8` if no layout is named.
+
+    A number that contradicts the layout stays, and is refused as part of the name.
+    """
+    value = _value_of("--gpu", words)
+    found = count_and_name(value) if value else None
+    if found is None:
+        return list(words)
+    count, name = found
+    sizes = {option: _number(_value_of(option, words)) for option in ("--tp", "--dp", "--nodes", "--gpus")}
+    tp, dp, nodes = (sizes[option] or 1 for option in ("--tp", "--dp", "--nodes"))
+    fits = {sizes["--gpus"]} if sizes["--gpus"] else {tp, tp * dp, tp // nodes} if sizes["--tp"] else {count}
+    if count not in fits or (not sizes["--tp"] and "--gpus" not in known):
+        return list(words)
+    named = {value: name, f"--gpu={value}": f"--gpu={name}"}
+    searched = () if sizes["--tp"] or sizes["--gpus"] else ("--gpus", str(count))
+    return [*(named.get(word.lower(), word) for word in words), *searched]
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() else None
 
 
 def _spelled(word: str, known: Collection[str]) -> tuple[str, str]:

@@ -34,6 +34,9 @@ KNOWN = (
     ("--tp 4 --dp 4 --enable-dp-attention", "--tp 4 --dp 4"),
     ("--engine vllm -tp 2 --data-parallel-size 2", "--engine vllm --tp 2 --dp 2"),
     ("--tp 2 --max-model-len 4096", "--tp 2 --context 4096"),
+    ("--tp 8 --gpu 8xH20-96", "--tp 8 --gpu h20-96"),
+    ("--tp 16 --nodes 2 --gpu=8xH200", "--tp 16 --nodes 2 --gpu h200"),
+    ("--tp 8 --dp 2 --engine vllm --gpu 16xB200", "--tp 8 --dp 2 --engine vllm --gpu b200"),
 ])  # fmt: skip
 def test_an_option_that_means_the_same_gives_the_same_plan(theirs: str, ours: str, tiny_checkpoint: Path) -> None:
     found = [run("plan", tiny_checkpoint, *words.split(), "--json") for words in (theirs, ours)]
@@ -58,3 +61,16 @@ def test_an_option_with_another_meaning_is_answered_with_ours(words: str, said: 
 def test_ours_are_never_translated() -> None:
     assert not {*SAME, *ANSWERS} & {*KNOWN}
     assert in_our_words(["--tp", "2", "--", "--tp-size", "4"], KNOWN) == ["--tp", "2", "--", "--tp-size", "4"]
+
+
+def test_a_number_before_a_gpu_searches_where_no_layout_is_named(tiny_checkpoint: Path) -> None:
+    found, same = (run("plan", tiny_checkpoint, *words.split(), "--json") for words in (
+        "--gpu 4xH200", "--gpus 4 --gpu h200"))  # fmt: skip
+    assert json.loads(found.stdout) == json.loads(same.stdout)
+    assert json.loads(found.stdout)["kind"] == "search"
+
+
+def test_a_number_before_a_gpu_that_contradicts_the_layout_is_refused(tiny_checkpoint: Path) -> None:
+    refused = run("plan", tiny_checkpoint, "--tp", "4", "--gpu", "8xH200")
+    assert refused.exit_code == ExitCode.USAGE
+    assert "Write --gpu h200, and --tp 8 for a layout or --gpus 8 to search them" in " ".join(refused.stderr.split())

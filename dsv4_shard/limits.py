@@ -79,6 +79,23 @@ CONFIGURATION = Limit(
     nbytes=256 << 10, count=20_000, largest="a graph of Dynamo's recipes: 21 kB, 700 values",
 )  # fmt: skip
 
+CONFIGURED_ROLES = Limit(
+    "roles of a configuration",
+    "UsageError",
+    count=64,
+    counted="roles",
+    largest="prefill and decode: 2",
+)
+
+CONFIGURED_OPTIONS = Limit(
+    "options and variables of all roles of a configuration", "UsageError",
+    count=4_000, counted="options", largest="two roles of a recipe of srt-slurm: 25",
+)  # fmt: skip
+
+CONFIGURED_VARIABLES = Limit(
+    "variables that a script sets", "UsageError", count=1_000, counted="variables", largest="some tens"
+)
+
 COMPANION = Limit(
     "small file of a release",
     "none: stays behind",

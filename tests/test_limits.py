@@ -221,6 +221,22 @@ def _configuration_values(trial: Trial, beyond: int) -> object:
     return read_configuration(str(path), "vllm")
 
 
+@tries("CONFIGURED_ROLES", "count", errors.UsageError)
+def _configured_roles(trial: Trial, beyond: int) -> object:
+    return read_configuration("; ".join(f"vllm serve M{n}" for n in range(limits.CONFIGURED_ROLES.count + beyond)))
+
+
+@tries("CONFIGURED_OPTIONS", "count", errors.UsageError)
+def _configured_options(trial: Trial, beyond: int) -> object:
+    return read_configuration("vllm serve M" + " --x" * (limits.CONFIGURED_OPTIONS.count + beyond))
+
+
+@tries("CONFIGURED_VARIABLES", "count", errors.UsageError)
+def _configured_variables(trial: Trial, beyond: int) -> object:
+    names = (f"A{n}=1; " for n in range(limits.CONFIGURED_VARIABLES.count + beyond))
+    return read_configuration("".join(names) + "vllm serve M")
+
+
 @tries("LOCATIONS", "nbytes", errors.UsageError)
 def _locations_bytes(trial: Trial, beyond: int) -> object:
     return parse_locations(padded(_MAP + b"0}", limits.LOCATIONS.nbytes + beyond), WHERE)

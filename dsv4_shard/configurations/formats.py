@@ -1,11 +1,14 @@
 """Text → roles: a command line, a script, an option file, a manifest or a recipe, by its content."""
 
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import NamedTuple
 
 from dsv4_shard.configurations.manifests import KINDS, is_manifest, manifest_roles
+from dsv4_shard.configurations.meanings import USED, is_of_engine
 from dsv4_shard.configurations.programs import PROGRAMS, roles_in
 from dsv4_shard.configurations.recipes import (
     is_llm_d,
@@ -18,9 +21,9 @@ from dsv4_shard.configurations.recipes import (
 from dsv4_shard.configurations.role import EngineRole
 from dsv4_shard.configurations.yaml_documents import yaml_documents
 from dsv4_shard.errors import UsageError
-from dsv4_shard.limits import CONFIGURATION
+from dsv4_shard.limits import CONFIGURATION, CONFIGURED_OPTIONS, CONFIGURED_ROLES
 from dsv4_shard.storage import read_regular
-from dsv4_shard.text.sanitize import short
+from dsv4_shard.text.sanitize import short, short_name
 
 COMMAND_LINE = "command line"
 
@@ -54,21 +57,23 @@ def read_configuration(text_or_file: str, engine: str | None = None) -> Configur
         except UnicodeDecodeError:
             raise UsageError(f"{path}: not text in UTF-8", hint=_WANTED) from None
         is_yaml = path.suffix.lower() in _YAML
-        form, roles = _of_yaml(text, str(path), engine) if is_yaml else ("script", list(roles_in(text, {})))
-        return _checked(str(path), form, [_with_option_file(role, path.parent) for role in roles])
+        form, roles = _of_yaml(text, str(path), engine) if is_yaml else ("script", roles_in(text, {}))
+        return _checked(str(path), form, (_with_option_file(role, path.parent) for role in roles))
     if not text_or_file.strip() or " " not in text_or_file.strip():
         raise UsageError(f"--from {short(text_or_file)}: no such file", hint=_WANTED)
     if len(text_or_file) > CONFIGURATION.nbytes:
-        raise UsageError(f"--from: {len(text_or_file):,} characters, at most {CONFIGURATION.nbytes:,} are read")
-    roles = [_with_option_file(role, Path()) for role in roles_in(text_or_file, {})]
-    return _checked(COMMAND_LINE, COMMAND_LINE, roles)
+        raise UsageError(
+            f"--from: {len(text_or_file):,} characters, at most {CONFIGURATION.nbytes:,} are read", hint=_WANTED
+        )
+    given = (_with_option_file(role, Path()) for role in roles_in(text_or_file, {}))
+    return _checked(COMMAND_LINE, COMMAND_LINE, given)
 
 
 def _with_option_file(role: EngineRole, folder: Path) -> EngineRole:
     """Return a role with the options of its `--config` file before its own; unchanged if there is no such file."""
     given = next((option for option in role.options if option.name == "--config" and option.value), None)
     path = folder / (given.value or "") if given else None
-    if path is None or not path.is_file():
+    if path is None or not os.path.isfile(path):
         return role
     documents = yaml_documents(read_regular(path, CONFIGURATION).decode(errors="replace"), str(path))
     options = options_from(documents[0], role.engine) if documents and isinstance(documents[0], dict) else ()
@@ -84,18 +89,18 @@ _WANTED = (
 )
 
 
-def _of_yaml(text: str, where: str, engine: str | None) -> tuple[str, list[EngineRole]]:
+def _of_yaml(text: str, where: str, engine: str | None) -> tuple[str, Iterable[EngineRole]]:
     """Return the format of YAML, and its roles."""
     documents = yaml_documents(text, where)
     for document in documents:
         if is_srt_slurm(document):
-            return "srt-slurm recipe", list(srt_slurm_roles(document))
+            return "srt-slurm recipe", srt_slurm_roles(document)
         if is_llm_d(document):
-            return "llm-d recipe", list(llm_d_roles(document))
+            return "llm-d recipe", llm_d_roles(document)
     if any(map(is_manifest, documents)):
         kinds = dict.fromkeys(document.get("kind") for document in documents if is_manifest(document))
         serving = ", ".join(str(kind) for kind in kinds if kind in KINDS) or "manifest"
-        return f"Kubernetes {serving}", [role for one in documents for role in manifest_roles(one)]
+        return f"Kubernetes {serving}", chain.from_iterable(map(manifest_roles, documents))
     role = option_file_role(documents[0], engine) if len(documents) == 1 else None
     if role is None:
         raise UsageError(f"{where}: neither a manifest, a recipe, nor the options of one engine",
@@ -103,14 +108,32 @@ def _of_yaml(text: str, where: str, engine: str | None) -> tuple[str, list[Engin
     return "option file", [role]
 
 
-def _checked(source: str, form: str, roles: list[EngineRole]) -> Configuration:
+def _checked(source: str, form: str, found: Iterable[EngineRole]) -> Configuration:
     """Return the configuration with a name of its own for each role."""
+    roles = list(islice(found, CONFIGURED_ROLES.count + 1))
     if not roles:
         raise UsageError(f"{source}: starts no engine that is known here", hint=_WANTED)
-    names: dict[str, int] = {}
-    named = []
+    if len(roles) > CONFIGURED_ROLES.count:
+        raise UsageError(f"{source}: more roles than the {CONFIGURED_ROLES.count} that are read", hint=_FEWER)
+    options = sum(len(role.options) + sum(map(is_of_engine, role.variables)) for role in roles)
+    if options > CONFIGURED_OPTIONS.count:
+        raise UsageError(f"{source}: {options:,} options and variables, at most {CONFIGURED_OPTIONS.count:,} are read",
+                         hint=_FEWER)  # fmt: skip
     for role in roles:
-        names[role.name] = names.get(role.name, 0) + 1
-        number = names[role.name]
-        named.append(role if number == 1 else replace(role, name=f"{role.name}-{number}"))
-    return Configuration(source, form, tuple(named))
+        if role.engine not in USED:
+            raise UsageError(f"{source}: {short_name(role.engine)} is no engine whose options are known",
+                             hint=f"Known: {', '.join(USED)}.")  # fmt: skip
+    return Configuration(source, form, tuple(_named_apart(roles)))
+
+
+_FEWER = "Name a file with one deployment, or give the command line of one role."
+
+
+def _named_apart(roles: Iterable[EngineRole]) -> Iterator[EngineRole]:
+    """Yield roles with a name of its own for each: `decode`, `decode-2`."""
+    taken = set[str]()
+    for role in roles:
+        names = chain([role.name], (f"{role.name}-{number}" for number in count(2)))
+        name = next(name for name in names if name not in taken)
+        taken.add(name)
+        yield replace(role, name=name)

@@ -7,7 +7,7 @@ from typing import Any
 from dsv4_shard.catalog.gpus import gpus_called
 from dsv4_shard.configurations.programs import role_of, roles_in
 from dsv4_shard.configurations.role import EngineRole
-from dsv4_shard.configurations.shell_text import ShellCommand, filled
+from dsv4_shard.configurations.shell_text import Filler, ShellCommand
 from dsv4_shard.configurations.yaml_documents import child, items, mapping, number_at, text_at
 
 _PLAIN = ("Deployment", "StatefulSet", "DaemonSet", "Job", "ReplicaSet")
@@ -42,8 +42,11 @@ def manifest_roles(document: Any) -> Iterator[EngineRole]:
             size = number_at(template, "size") or 1
             about = {"nodes": size, "replicas": number_at(spec, "replicas") or 1}
             pods = [child(template, part, "spec") for part in ("leaderTemplate", "workerTemplate")]
-            found = [role for pod in pods for role in _of_pod(pod, {"LWS_GROUP_SIZE": str(size)}, name, about)]
-            yield from {role.name: role for role in reversed(found)}.values()
+            names = set[str]()
+            for role in (role for pod in pods for role in _of_pod(pod, {"LWS_GROUP_SIZE": str(size)}, name, about)):
+                if role.name not in names:
+                    yield role
+                names.add(role.name)
         case "Pod":
             yield from _of_pod(spec, {}, name, {})
         case _ if kind in _PLAIN:
@@ -87,7 +90,7 @@ def _of_container(container: Any, known: Mapping[str, str]) -> Iterator[EngineRo
     if len(words) > 2 and words[0].rpartition("/")[2] in _SHELLS and words[1].startswith("-") and "c" in words[1]:
         yield from roles_in(words[2], known)
         return
-    role = role_of(ShellCommand([filled(word, known) for word in words], dict(known)))
+    role = role_of(ShellCommand([*map(Filler(known), words)], dict(known)))
     if role is not None:
         yield role
 

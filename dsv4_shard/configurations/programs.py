@@ -49,14 +49,16 @@ def roles_in(text: str, variables: Mapping[str, str]) -> Iterator[EngineRole]:
     """Yield a role for each engine that a shell text starts. Commands that differ only by node are one.
 
     Raises:
-        UsageError: A quote is not closed.
+        UsageError: The text is none that `commands_of` reads.
     """
-    found: dict[object, EngineRole] = {}
+    found = set[object]()
     for command in commands_of(text, variables):
         role = role_of(command)
         if role is not None:
-            found.setdefault((role.name, role.engine, role.model, _of_all_nodes(role.options)), role)
-    yield from found.values()
+            key = (role.name, role.engine, role.model, _of_all_nodes(role.options))
+            if key not in found:
+                yield role
+            found.add(key)
 
 
 def role_of(command: ShellCommand) -> EngineRole | None:

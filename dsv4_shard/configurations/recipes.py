@@ -98,7 +98,7 @@ def options_from(given: Mapping[str, Any], engine: str) -> tuple[GivenOption, ..
     """Return a mapping as options: a true value is an option alone, a false one none, a mapping or list is JSON."""
     options = []
     for key, value in given.items():
-        name = key if engine == "trtllm" else f"--{key}"
+        name = str(key) if engine == "trtllm" else f"--{key}"
         if value is True and engine != "trtllm":
             options.append(GivenOption(name))
         elif value is not False and value is not None:

@@ -7,8 +7,10 @@ substitution of a command, or arithmetic on such a variable stays as it is writt
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from dsv4_shard.errors import UsageError
+from dsv4_shard.limits import CONFIGURATION, CONFIGURED_VARIABLES
 
 _PIECE = re.compile(
     r"""(?P<blank>[ \t\r]+|\\\r?\n)
@@ -34,8 +36,11 @@ _TERM = re.compile(r"\$?\{?(\w+)(?::-(\w*))?\}?", re.ASCII)
 
 _MOST_DIGITS = 9
 
-_LONGEST_VALUE = 1000
-"""Characters of a value that is filled in. A longer one would let a short text grow without end."""
+_LARGEST = 1 << 63
+"""Shells compute in 64 bits."""
+
+
+_SHORTER = "Give the command that starts the engine alone."
 
 
 @dataclass(slots=True)
@@ -52,24 +57,23 @@ def commands_of(text: str, variables: Mapping[str, str]) -> Iterator[ShellComman
     An assignment, exported or not, holds for what follows; before a command, for that command.
 
     Raises:
-        UsageError: A quote is not closed.
+        UsageError: A quote is not closed, or the text sets too many variables, or is too long with their values.
     """
     known = dict(variables)
-    for words in _split(text, known):
-        if words and words[0] == "export":
-            words = words[1:]
-        set_here = dict(known)
-        while words and (match := _ASSIGNMENT.fullmatch(words[0])) is not None:
-            set_here[match[1]] = match[2]
-            words = words[1:]
-        if words:
-            yield ShellCommand(words, set_here)
-        else:
-            known.update(set_here)
+    for words in _split(text, Filler(known)):
+        start = 1 if words[0] == "export" else 0
+        matches = takewhile(bool, map(_ASSIGNMENT.fullmatch, words[start:]))
+        set_here = [(match[1], match[2]) for match in matches if match]
+        if len(words) > start + len(set_here):
+            yield ShellCommand(words[start + len(set_here) :], {**known, **dict(set_here)})
+            continue
+        known.update(set_here)
+        if len(known) > len(variables) + CONFIGURED_VARIABLES.count:
+            raise UsageError(f"variables: more than the {CONFIGURED_VARIABLES.count:,} that are read", hint=_SHORTER)
 
 
-def _split(text: str, known: Mapping[str, str]) -> Iterator[list[str]]:
-    """Yield the words of each command. `known` may grow between two of them."""
+def _split(text: str, fill: "Filler") -> Iterator[list[str]]:
+    """Yield the words of each command. The variables of `fill` may grow between two of them."""
     words: list[str] = []
     word: list[str] | None = None
     at = 0
@@ -92,39 +96,52 @@ def _split(text: str, known: Mapping[str, str]) -> Iterator[list[str]]:
                 words = []
         else:
             word = word or []
-            word.append(_unquoted(kind, piece, known))
+            word.append(_unquoted(kind, piece, fill))
     words += [] if word is None else ["".join(word)]
     if words:
         yield words
 
 
-def _unquoted(kind: str | None, piece: str, known: Mapping[str, str]) -> str:
+def _unquoted(kind: str | None, piece: str, fill: "Filler") -> str:
     """Return a piece of a word without its quotes, with the known variables in it filled in."""
     match kind:
         case "single":
             return piece[1:-1]
         case "double":
-            return filled(re.sub(r'\\(["\\$`])|\\\n', r"\1", piece[1:-1]), known)
+            return fill(re.sub(r'\\(["\\$`])|\\\n', r"\1", piece[1:-1]))
         case "escaped":
             return piece[1]
-    return filled(piece, known) if piece.startswith("$") and len(piece) > 1 else piece
+    return fill(piece) if piece.startswith("$") and len(piece) > 1 else piece
 
 
-def filled(text: str, known: Mapping[str, str]) -> str:
-    """Return text with the variables in `known` filled in, and sums and products of whole numbers computed."""
-    return _VARIABLE.sub(lambda match: _value(match, known), text)
+class Filler:
+    """Fills the variables in `known` into texts, and computes sums and products of whole numbers.
 
+    Values have `CONFIGURATION.nbytes` characters in all: a short text with variables of variables could grow without
+    end.
+    """
 
-def _value(match: re.Match[str], known: Mapping[str, str]) -> str:
-    if match["sum"] is not None:
-        result = _sum(match["sum"], known)
-        return match[0] if result is None else str(result)
-    found = known.get(match["braced"] or match["bare"] or match["field"] or "")
-    if found is not None and len(found) > _LONGEST_VALUE:
-        return match[0]
-    if found is None and match["default"] is not None:
-        return match["default"]
-    return match[0] if found is None else found
+    __slots__ = ("_known", "_left")
+
+    def __init__(self, known: Mapping[str, str]) -> None:
+        self._known, self._left = known, CONFIGURATION.nbytes
+
+    def __call__(self, text: str) -> str:
+        """Return a text with its variables filled in. Raises UsageError if its values are too long."""
+        return _VARIABLE.sub(self._value, text)
+
+    def _value(self, match: re.Match[str]) -> str:
+        if match["sum"] is not None:
+            result = _sum(match["sum"], self._known)
+            return match[0] if result is None else str(result)
+        found = self._known.get(match["braced"] or match["bare"] or match["field"] or "")
+        if found is None:
+            return match[0] if match["default"] is None else match["default"]
+        self._left -= len(found)
+        if self._left < 0:
+            raise UsageError(f"variables: more than {CONFIGURATION.nbytes:,} characters where they are used",
+                             hint=_SHORTER)  # fmt: skip
+        return found
 
 
 def _sum(text: str, known: Mapping[str, str]) -> int | None:
@@ -138,5 +155,7 @@ def _sum(text: str, known: Mapping[str, str]) -> int | None:
             if not value or not value.isdecimal() or len(value) > _MOST_DIGITS:
                 return None
             product *= int(value)
+            if product >= _LARGEST:
+                return None
         total += product
-    return total
+    return total if total < _LARGEST else None

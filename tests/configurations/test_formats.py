@@ -1,5 +1,6 @@
 """Configurations of each format: their roles, and what each asks for."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,12 @@ def test_an_option_file_is_read_before_the_command_lines_own_options(tmp_path: P
     ("a.yaml", "- " * 100_000, "not YAML that can be read"),
     ("a.yaml", "tp-size: 0x" + "f" * 100_000, "not YAML that can be read"),
     ("a.yaml", "&a a: " + "[" * 100 + "]" * 100, "not YAML that can be read"),
+    ("a.yaml", "tp-size: 1" + ":1" * 300 + ".5", "not YAML that can be read"),
+    ("a.yaml", "tp-size: !!int ''", "line 1: '' is no int"),
+    ("a.yaml", "\ntp-size: !!bool x", "line 2: 'x' is no bool"),
+    ("a.yaml", f"!{'x' * 5000} 1", "not YAML: line 1: could not determine a constructor"),
+    ("a.yaml", "a: \x00", "not YAML: unacceptable character #x0000"),
+    ("a.yaml", "backend: {type: x, x_config: {prefill: {tp: 1}}}", "x is no engine whose options are known"),
     ("a.yaml", "x: 1", "neither a manifest, a recipe, nor the options of one engine"),
     ("a.yaml", "apiVersion: v1\nkind: ConfigMap\ndata: {a: vllm serve M}", "starts no engine"),
     ("a.sh", "echo 'sglang serve", "a quote is not closed"),
@@ -168,6 +175,36 @@ def test_what_is_no_configuration_is_refused_in_a_line(name: str, text: str, sai
     with pytest.raises(UsageError, match=said) as raised:
         read_configuration(str(tmp_path / name))
     assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < 1000
+
+
+def test_dates_bytes_and_keys_that_json_lacks_are_read_as_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text('tp-size: 8\n2001-99-99: 1\njson-model-override-args: {2001-01-01: !!binary "aGk="}\n')
+    [role] = read_configuration(str(path)).roles
+    values = {option.name: option.value for option in role.options}
+    assert values == {"--tp-size": "8", "--2001-99-99": "1", "--json-model-override-args": '{"2001-01-01": "aGk="}'}
+
+
+def test_options_of_tensorrt_llm_have_names_whatever_their_keys(tmp_path: Path) -> None:
+    (tmp_path / "options.yaml").write_text("1: 2\ntensor_parallel_size: 8\n")
+    (tmp_path / "serve.sh").write_text("trtllm-serve M --config options.yaml")
+    [role] = read_configuration(str(tmp_path / "serve.sh")).roles
+    assert translated(role).values == {"engine": "trtllm", "tp": 8}
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "/" * 5000 + "a"])
+def test_an_option_file_that_no_file_system_holds_is_not_there(name: str, tmp_path: Path) -> None:
+    (tmp_path / "serve.sh").write_text(f"vllm serve M --config {name}")
+    [role] = read_configuration(str(tmp_path / "serve.sh")).roles
+    assert [row.use for row in translated(role).rows] == [Use.UNPLANNED]
+
+
+def test_each_role_has_a_name_of_its_own(tmp_path: Path) -> None:
+    pods = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+             "spec": {"containers": [{"command": ["vllm", "serve", "M"]}]}} for name in ("a-2", "a", "a")]  # fmt: skip
+    (tmp_path / "pods.json").write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": pods}))
+    assert [role.name for role in read_configuration(str(tmp_path / "pods.json")).roles] == ["a-2", "a", "a-3"]
 
 
 def test_a_file_that_is_not_there_is_no_command_line() -> None:
@@ -179,6 +216,19 @@ def test_aliases_count_as_often_as_they_are_used(tmp_path: Path) -> None:
     lines = ["a0: &a0 [1, 2]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
     (tmp_path / "a.yaml").write_text("\n".join(lines))
     with pytest.raises(UsageError, match="values, at most"):
+        read_configuration(str(tmp_path / "a.yaml"))
+
+
+def test_characters_of_aliases_count_as_often_as_they_are_used(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(f"tp-size: 8\na: &a {'x' * 100_000}\nb: [*a, *a, *a]\n")
+    with pytest.raises(UsageError, match=r"400,\d+ characters with those of aliases, at most 262,144"):
+        read_configuration(str(tmp_path / "a.yaml"))
+
+
+def test_aliases_do_not_nest_deeper_than_values(tmp_path: Path) -> None:
+    lines = ["tp-size: 8", f"a0: &a0 {'[' * 40}1{']' * 40}", f"a1: {'[' * 40}*a0{']' * 40}"]
+    (tmp_path / "a.yaml").write_text("\n".join(lines))
+    with pytest.raises(UsageError, match="not YAML that can be read"):
         read_configuration(str(tmp_path / "a.yaml"))
 
 

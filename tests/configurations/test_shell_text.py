@@ -59,10 +59,20 @@ def test_nothing_is_run_or_taken_from_this_process(word: str) -> None:
     assert command.words == ["run", word]
 
 
-def test_variables_do_not_let_a_text_grow_without_end() -> None:
-    doubled = "A=xxxxxxxx\n" + "A=$A$A\n" * 100 + "run $A"
-    [command] = commands_of(doubled, {})
-    assert len("".join(command.words)) < len(doubled)
+@pytest.mark.parametrize("text", [
+    "A=xxxxxxxx\n" + "A=$A$A\n" * 100 + "run $A",
+    f"A={'x' * 1000}\nrun \"{'$A' * 100_000}\"",
+    f"A={'x' * 1000}\nrun{' $A' * 60_000}",
+])  # fmt: skip
+def test_variables_do_not_let_a_text_grow_without_end(text: str) -> None:
+    with pytest.raises(UsageError, match="more than 262,144 characters"):
+        list(commands_of(text, {}))
+
+
+def test_arithmetic_beyond_64_bits_stays_as_it_is_written() -> None:
+    product = "$((" + "999999999*" * 600 + "1))"
+    [command] = commands_of(f"run {product} $((999999999 * 999999999))", {})
+    assert command.words == ["run", product, "999999998000000001"]
 
 
 @pytest.mark.parametrize("text", ["run 'a", 'x\nrun "a'])

@@ -81,7 +81,7 @@ bench: $(READY)
 SECONDS ?= 60
 
 fuzz: $(FUZZ)/.ready
-	for target in header index config plan manifest journal archive hub store log; do \
+	for target in header index config plan manifest journal archive hub store log configuration; do \
 		$(FUZZ)/bin/python -m fuzz $$target --seconds $(SECONDS) || exit 1; \
 	done
 
@@ -143,7 +143,7 @@ $(DEMO)/.ready $(OTHER)/.ready $(LOWEST)/.ready: pyproject.toml constraints.txt
 
 $(FUZZ)/.ready: constraints.txt
 	$(make-environment)
-	$(FUZZ)/bin/$(INSTALL) $(PINNED) atheris==3.0.0 huggingface_hub numpy obstore pydantic safetensors tenacity xxhash
+	$(FUZZ)/bin/$(INSTALL) $(PINNED) atheris==3.0.0 huggingface_hub numpy obstore pydantic pyyaml safetensors tenacity xxhash
 	touch $@
 
 define make-environment

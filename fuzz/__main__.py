@@ -15,7 +15,7 @@ from random import Random
 
 import atheris
 
-NAMES = ("header", "index", "config", "plan", "manifest", "journal", "archive", "hub", "store", "log")
+NAMES = ("header", "index", "config", "plan", "manifest", "journal", "archive", "hub", "store", "log", "configuration")
 
 LIMITS = {"max_len": 1 << 16, "rss_limit_mb": 2048}
 

@@ -4,7 +4,9 @@ A check passes where the input is refused by a ShardError, and where it is accep
 Anything else is a finding: another exception, a difference, a hang or more memory than the limits give.
 """
 
-from fuzz import answers, checkpoints, logs, results
+from fuzz import answers, checkpoints, configurations, logs, results
 from fuzz.target import Target
 
-TARGETS: dict[str, Target] = checkpoints.TARGETS | results.TARGETS | answers.TARGETS | logs.TARGETS
+TARGETS: dict[str, Target] = (
+    checkpoints.TARGETS | results.TARGETS | answers.TARGETS | logs.TARGETS | configurations.TARGETS
+)

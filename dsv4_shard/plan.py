@@ -7,6 +7,7 @@ Every `dsv4-shard --version` and every completion imports this module, so a verb
 called.
 """
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -152,11 +153,11 @@ def _model_of(named: str, source: str) -> str:
         UsageError: It names none, or a folder that is not here.
     """
     from dsv4_shard.sources.hub_names import hub_id
+    from dsv4_shard.text.sanitize import short_name
 
-    path = Path(named)
-    if named and (path.is_dir() or (hub_id(named) is not None and not named.startswith(("/", ".")))):
+    if named and (os.path.isdir(named) or (hub_id(named) is not None and not named.startswith(("/", ".")))):
         return named
-    what = f"names the checkpoint {named}, which is not here" if named else "names no checkpoint"
+    what = f"names the checkpoint {short_name(named)}, which is not here" if named else "names no checkpoint"
     raise UsageError(f"{source}: {what}", hint="Name it: `dsv4-shard plan REPO --from ...`.")
 
 

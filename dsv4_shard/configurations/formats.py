@@ -65,21 +65,29 @@ def read_configuration(text_or_file: str, engine: str | None = None) -> Configur
         raise UsageError(
             f"--from: {len(text_or_file):,} characters, at most {CONFIGURATION.nbytes:,} are read", hint=_WANTED
         )
-    given = (_with_option_file(role, Path()) for role in roles_in(text_or_file, {}))
+    given = (_with_option_file(role, None) for role in roles_in(text_or_file, {}))
     return _checked(COMMAND_LINE, COMMAND_LINE, given)
 
 
-def _with_option_file(role: EngineRole, folder: Path) -> EngineRole:
-    """Return a role with the options of its `--config` file before its own; unchanged if there is no such file."""
+def _with_option_file(role: EngineRole, folder: Path | None) -> EngineRole:
+    """Return a role with the options of its `--config` file before its own; unchanged if there is no such file.
+
+    With `folder`, that of a configuration, other files than those in it are not read: a path beyond it is mostly one in
+    a container, and what is there on this machine is another file.
+    """
     given = next((option for option in role.options if option.name == "--config" and option.value), None)
-    path = folder / (given.value or "") if given else None
-    if path is None or not os.path.isfile(path):
+    path = (folder or Path()) / (given.value or "") if given else None
+    if path is None or not os.path.isfile(path) or (folder is not None and not _is_in(folder, path)):
         return role
     documents = yaml_documents(read_regular(path, CONFIGURATION).decode(errors="replace"), str(path))
     options = options_from(documents[0], role.engine) if documents and isinstance(documents[0], dict) else ()
     models = [option.value for option in options if option.name in ("--model-path", "--model") and option.value]
     own = tuple(option for option in role.options if option is not given)
     return replace(role, options=(*options, *own), model=role.model or (models[-1] if models else ""))
+
+
+def _is_in(folder: Path, path: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
 
 
 _WANTED = (

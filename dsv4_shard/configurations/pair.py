@@ -10,6 +10,7 @@ from dsv4_shard.configurations.documents import PlannedDeployment, PlannedPair, 
 from dsv4_shard.engines import FIRST_NODE, Request
 from dsv4_shard.errors import UsageError
 from dsv4_shard.planning import Plan, make_plan, request_of
+from dsv4_shard.text.shell import replace_unquoted
 from dsv4_shard.version import __version__
 
 PREFILL, DECODE = "prefill", "decode"
@@ -127,7 +128,7 @@ def _command(plan: Plan, role: str) -> str:
     assert plan.way is not None
     command, _ = plan.way.launch.on_every_node
     variables, options = _CONNECTED[_engine(plan)][role]
-    return f"{variables}{command} {options}".replace(FIRST_NODE, _ADDRESS[role])
+    return replace_unquoted(f"{variables}{command} {options}", FIRST_NODE, _ADDRESS[role])
 
 
 def _notes(found: PlannedDeployment, plans: Mapping[str, Plan]) -> Iterator[str]:

@@ -121,7 +121,7 @@ def _read_option(role: EngineRole, given: GivenOption, found: Translation, speci
     elif name in SPECIAL[engine]:
         special[name] = given._replace(value="false") if known.denies else given
     elif name == "--config":
-        found.add(given, Use.UNPLANNED, "no such file here, so its options are not known")
+        found.add(given, Use.UNPLANNED, "no such file beside it, so its options are not known")
     elif name in NEUTRAL and given.value == NEUTRAL[name]:
         found.add(given, Use.NO_EFFECT, "the engine's default")
     elif name == "--eplb-config" and not re.search(r'"num_redundant_experts":\s*0\b', given.value or "") \

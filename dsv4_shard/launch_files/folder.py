@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, count
 from pathlib import Path
 
 from dsv4_shard.errors import OutputNotEmpty, ReadFailed, WriteFailed
@@ -57,11 +58,17 @@ def write_launch_files(
 
 
 def _labels(roles: Iterable[str]) -> list[str]:
-    """Return each role's name in the letters that file names and Kubernetes share, each name once."""
+    """Return each role's name in the letters that file names and Kubernetes share, each name once.
+
+    Names of services begin with a letter.
+    """
     labels: list[str] = []
     for role in roles:
         label = _OTHER.sub("-", role.lower()).strip("-")[:_LONGEST].strip("-")
-        labels.append(label if label not in labels else f"{label}-{len(labels) + 1}")
+        if role and not label[:1].isalpha():
+            label = f"role-{label}".strip("-")
+        numbered = chain([label], (f"{label}-{number}" for number in count(2)))
+        labels.append(next(name for name in numbered if name not in labels))
     return labels
 
 

@@ -1,10 +1,11 @@
 """Plan → Kubernetes manifests: a LeaderWorkerSet for several nodes, else a Deployment; a Job that writes the shards."""
 
+import re
 import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from dsv4_shard.launch_files.scripts import MARK, about, name_of
+from dsv4_shard.launch_files.scripts import MARK, about, comment_of, name_of
 from dsv4_shard.planning import BY_PLAN, Plan, PlanWay
 
 REGISTRY = "registry.example.com"
@@ -75,7 +76,7 @@ def _pod(plan: Plan, way: PlanWay, program: str, command: str, port: int | None)
         "name": program,
         "image": image,
         "workingDir": _MOUNT,
-        "command": ["sh", "-c", "".join(files) + command],
+        "command": ["sh", "-c", _as_it_is("".join(files) + command)],
         "resources": {"limits": {"nvidia.com/gpu": plan.deployment.world // max(1, len(way.launch.commands))}},
         "volumeMounts": [{"name": "models", "mountPath": _MOUNT}, {"name": "shm", "mountPath": "/dev/shm"}],
     }
@@ -95,7 +96,7 @@ def _job(plan: Plan, name: str) -> dict[str, Any]:
         "name": "reshard",
         "image": f"{REGISTRY}/dsv4-shard:{plan.tool_version}",
         "workingDir": _MOUNT,
-        "args": [*_reshard_words(plan), "--ranks=auto"],
+        "args": [*map(_as_it_is, _reshard_words(plan)), "--ranks=auto"],
         "env": [
             {"name": "RANK", "valueFrom": {"fieldRef": {"fieldPath": index}}},
             {"name": "WORLD_SIZE", "value": str(nodes)},
@@ -112,6 +113,11 @@ def _reshard_words(plan: Plan) -> list[str]:
     return shlex.split(plan.reshard)[1:]
 
 
+def _as_it_is(text: str) -> str:
+    """Return the text of a command or argument that Kubernetes, which fills in `$(NAME)`, passes on as `text`."""
+    return re.sub(r"\$(?=[$(])", "$$", text)
+
+
 def _models() -> dict[str, Any]:
     return {"name": "models", "persistentVolumeClaim": {"claimName": "models"}}
 
@@ -120,7 +126,7 @@ def _text(plan: Plan, documents: list[dict[str, Any]]) -> str:
     """Return objects as YAML, with what is to be set before they are applied."""
     import yaml
 
-    head = ["---", MARK, f"# {about(plan)}.", f"# Set the images ({REGISTRY}) and the claim `models`,",
+    head = ["---", MARK, comment_of(f"{about(plan)}."), f"# Set the images ({REGISTRY}) and the claim `models`,",
             f"# which all nodes mount at {_MOUNT}: commands run there."]  # fmt: skip
     text: str = yaml.dump_all(documents, Dumper=_dumper(), sort_keys=False, width=1 << 20)
     return "\n".join(head) + "\n" + text

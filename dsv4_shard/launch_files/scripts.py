@@ -5,15 +5,14 @@ from collections.abc import Iterable, Iterator
 
 from dsv4_shard.engines import FIRST_NODE, title_of
 from dsv4_shard.planning import BY_PLAN, Plan, PlanWay
-from dsv4_shard.text.shell import shell_word
+from dsv4_shard.text.sanitize import clean
+from dsv4_shard.text.shell import replace_unquoted, shell_word, unquoted
 
 MARK = "# Written by `dsv4-shard plan -o`"
 """Begins the second line of every file: a file without it is not replaced."""
 
 _ADDRESS = re.compile(r"\$([A-Z][A-Z0-9_]*)", re.ASCII)
 """A variable in a command."""
-
-_OPTION = re.compile(r" (?=--)")
 
 
 def scripts_of(plan: Plan, plan_name: str) -> Iterator[tuple[str, str]]:
@@ -33,7 +32,7 @@ def scripts_of(plan: Plan, plan_name: str) -> Iterator[tuple[str, str]]:
 
 def script_of(command: str, comments: Iterable[str]) -> str:
     """Return the script of a command that needs addresses, each of which must be set."""
-    names = dict.fromkeys(_ADDRESS.findall(command))
+    names = dict.fromkeys(_ADDRESS.findall(unquoted(command)))
     asked = [f'{name}="${{{name}:?set it: see the comments}}"' for name in names]
     return _script(list(comments), [*asked, f'{_broken(command)} "$@"'])
 
@@ -81,9 +80,14 @@ def _file(name: str, text: str) -> Iterator[str]:
 
 
 def _broken(command: str) -> str:
-    """Return a command with each option on a line of its own. No value in these commands has ` --` in it."""
-    return _OPTION.sub(" \\\n  ", command)
+    """Return a command with each option on a line of its own."""
+    return replace_unquoted(command, " --", " \\\n  --")
+
+
+def comment_of(text: str) -> str:
+    """Return the comment with a text: one line, whatever names of checkpoints are in it."""
+    return f"# {clean(text)}"
 
 
 def _script(comments: list[str], lines: list[str]) -> str:
-    return "\n".join(["#!/bin/sh", MARK, *(f"# {comment}" for comment in comments), "set -eu", *lines]) + "\n"
+    return "\n".join(["#!/bin/sh", MARK, *map(comment_of, comments), "set -eu", *lines]) + "\n"

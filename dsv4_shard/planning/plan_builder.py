@@ -4,7 +4,6 @@ A plan is a JSON document that a person can read, diff and review, and that `res
 follows from headers and rules alone, so `check_plan` can make it again and detect an edited or a foreign plan.
 """
 
-import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from dsv4_shard.planning.stages import plan_stages
 from dsv4_shard.planning.verdict_documents import PlanChange, PlanLoss
 from dsv4_shard.planning.ways import Shards, ways_of
 from dsv4_shard.planning.weights import rank_nbytes
+from dsv4_shard.text.shell import shell_word
 from dsv4_shard.version import __version__
 
 _ALTERNATIVES = 3
@@ -95,7 +95,7 @@ def _shards_of(outcome: LayoutOutcome, label: str) -> Shards | None:
         return None
     folder = folder_of(outcome.context.inventory, outcome.request, outcome.deployment, label)
     options = options_of(outcome.request)
-    return Shards(folder, f"dsv4-shard reshard {shlex.quote(label)} {shlex.quote(folder)} {options}")
+    return Shards(folder, f"dsv4-shard reshard {shell_word(label)} {shell_word(folder)} {options}")
 
 
 def folder_of(inventory: Inventory, request: Request, deployment: Deployment, label: str) -> str:
@@ -151,7 +151,7 @@ def refuse_infeasible(plan: Plan) -> None:
     if plan.breaches:
         breach = plan.breaches[0]
         ways = [f"`{alternative.options}`" for alternative in plan.alternatives]
-        planned = f"dsv4-shard plan {shlex.quote(plan.source.label)} {options_of(plan.request)}"
+        planned = f"dsv4-shard plan {shell_word(plan.source.label)} {options_of(plan.request)}"
         hint = f"These work: {', '.join(ways)}." if ways else f"`{planned}` shows bytes and fit."
         error = LayoutNotVerified if plan.verdict is Verdict.UNVERIFIED else InfeasiblePlan
         raise error(f"{breach} ({breach.consequence})", hint=hint)

@@ -13,6 +13,7 @@ from dsv4_shard.planning.host_memory import direct_node_bytes, node_bytes
 from dsv4_shard.planning.launch_documents import BY_PLAN, PlanLaunch, PlanWay
 from dsv4_shard.planning.outcome import LayoutOutcome
 from dsv4_shard.planning.request import options_of
+from dsv4_shard.text.shell import shell_word
 
 
 class Shards(NamedTuple):
@@ -32,7 +33,7 @@ def ways_of(checkpoint: Checkpoint, outcome: LayoutOutcome, label: str, shards: 
     has_draft = context.inventory.draft.blocks > 0 and context.inventory.draft_difference is None
 
     def launch_on(path: str, is_sharded: bool) -> PlanLaunch:
-        launch = engine.launch(context, shlex.quote(path), is_sharded)
+        launch = engine.launch(context, shell_word(path), is_sharded)
         return PlanLaunch.of(launch.with_changes(outcome.cache_changes), has_draft=has_draft)
 
     reads_names = checkpoint.dialect == NATIVE or shards is None
@@ -49,9 +50,9 @@ def ways_of(checkpoint: Checkpoint, outcome: LayoutOutcome, label: str, shards: 
         yield PlanWay(
             serves=BY_PLAN,
             node_bytes=direct_node_bytes(context, outcome.stages),
-            prepare=f"dsv4-shard plan {shlex.quote(label)} {options_of(outcome.request)} -o plan.json",
+            prepare=f"dsv4-shard plan {shell_word(label)} {options_of(outcome.request)} -o plan.json",
             launch=PlanLaunch.of(
-                _by_plan(engine.launch(context, shlex.quote(label), False)).with_changes(outcome.cache_changes),
+                _by_plan(engine.launch(context, shell_word(label), False)).with_changes(outcome.cache_changes),
                 has_draft=has_draft,
             ),
         )

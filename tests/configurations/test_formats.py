@@ -193,6 +193,20 @@ def test_options_of_tensorrt_llm_have_names_whatever_their_keys(tmp_path: Path) 
     assert translated(role).values == {"engine": "trtllm", "tp": 8}
 
 
+def test_a_file_reads_no_option_file_beyond_its_folder(tmp_path: Path) -> None:
+    """Such a path is one in a container, or a file that its author wants to see in the answer."""
+    (tmp_path / "secret.yaml").write_text("model: secret\n")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "link.yaml").symlink_to("../secret.yaml")
+    for path in ("../secret.yaml", tmp_path / "secret.yaml", "link.yaml"):
+        (folder / "serve.sh").write_text(f"vllm serve M --config {path}")
+        [role] = read_configuration(str(folder / "serve.sh")).roles
+        assert [option.name for option in role.options] == ["--config"], path
+    [role] = read_configuration(f"vllm serve M --config {tmp_path}/secret.yaml").roles
+    assert [option.name for option in role.options] == ["--model"]
+
+
 @pytest.mark.parametrize("name", ["a" * 300, "a\0b", "/" * 5000 + "a"])
 def test_an_option_file_that_no_file_system_holds_is_not_there(name: str, tmp_path: Path) -> None:
     (tmp_path / "serve.sh").write_text(f"vllm serve M --config {name}")

@@ -1,6 +1,7 @@
 """Files that start a plan: scripts that run its commands, manifests that Kubernetes takes, and nothing replaced."""
 
 import json
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -14,9 +15,10 @@ from support.command_line import root_of, run
 
 import dsv4_shard
 from dsv4_shard.configurations import planned, read_configuration
+from dsv4_shard.engines import Request
 from dsv4_shard.errors import ExitCode, OutputNotEmpty, UsageError
 from dsv4_shard.launch_files import write_launch_files
-from dsv4_shard.planning import load_plan
+from dsv4_shard.planning import load_plan, make_plan
 from dsv4_shard.planning.document import Plan
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -56,7 +58,7 @@ def ran(script: Path, folder: Path, **variables: str) -> tuple[dict[str, str], l
     recorded = folder / "recorded"
     environment = {"PATH": f"{programs}:/usr/bin:/bin", "RECORDED": str(recorded), **variables}
     subprocess.run([script], env=environment, cwd=folder, check=True, capture_output=True)
-    raw, words = recorded.read_text().split("\1")
+    raw, words = recorded.read_bytes().decode().split("\1")
     return dict(line.split("=", 1) for line in raw.split("\0") if line), words.split("\0")[:-1]
 
 
@@ -72,6 +74,52 @@ def test_each_script_runs_the_command_of_its_node_with_its_variables(name: str, 
             assert variables.items() >= way.launch.environment.items()
             for file, text in way.launch.files.items():
                 assert (tmp_path / file).read_text().strip() == text.strip()
+
+
+NAMES = (
+    "a\ntouch pwned\nb", "a\rtouch pwned", "$(touch pwned)", "`touch pwned`", "a'b\"c", "a' --b", "a --b", "a;b&c",
+    "$NODE0", "$(NODE_RANK)$$(HOME)", "~/x", "a\\b", "#a", "-a", "a\u2028b", "\x1b[31ma", "END\ntouch pwned",
+    "END_OF_FILE\nx",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("label", NAMES)
+@pytest.mark.parametrize("name", ["sglang-2-nodes", "sglang-1-node", "vllm-2-nodes", "trtllm"])
+def test_a_checkpoint_of_any_name_is_one_word_of_what_is_started(name: str, label: str, tmp_path: Path) -> None:
+    checkpoint, inventory = inventory_of(PRO)
+    plan = make_plan(checkpoint, inventory, Request(**LAYOUTS[name]), label=label)
+    write_launch_files(tmp_path / "launch", {"": plan})
+    scripts = [
+        *tmp_path.glob("launch/checkpoint*.sh"),
+        *_commands_of_pods(tmp_path),
+        *tmp_path.glob("launch/*-write.sh"),
+    ]
+    here = {"NODE0": "10.0.0.1", "LWS_LEADER_ADDRESS": "10.0.0.1", "LWS_WORKER_INDEX": "1", "HOME": "/"}
+    for script in scripts:
+        _, words = ran(script, tmp_path, **here)
+        assert (f"./{label}" if label.startswith("-") else label) in words, script
+    assert len(scripts) > 1
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def _commands_of_pods(folder: Path) -> list[Path]:
+    """Scripts with the commands of the pods that serve the checkpoint, as Kubernetes passes them on."""
+    found: list[Path] = []
+    for document in yaml.safe_load_all((folder / "launch" / "checkpoint.yaml").read_text()):
+        spec = document["spec"]
+        templates = spec["leaderWorkerTemplate"].values() if document["kind"] == "LeaderWorkerSet" else [spec]
+        for pod in [one for one in templates if isinstance(one, dict) and "spec" in one.get("template", one)]:
+            [container] = pod.get("template", pod)["spec"]["containers"]
+            found.append(folder / f"pod-{len(found)}.sh")
+            found[-1].write_text("#!/bin/sh\n" + _expanded(container["command"][2]), newline="")
+            found[-1].chmod(0o755)
+    return found
+
+
+def _expanded(text: str) -> str:
+    """A command as Kubernetes expands it in a container that sets NODE_RANK."""
+    values = {"$$": "$", "$(NODE_RANK)": "expanded"}
+    return re.sub(r"\$\$|\$\(NODE_RANK\)", lambda match: values[match[0]], text)
 
 
 def test_a_script_for_several_nodes_asks_for_the_address_of_the_first(tmp_path: Path) -> None:
@@ -135,6 +183,17 @@ def test_own_files_are_replaced(tmp_path: Path) -> None:
     before = {path.name: path.read_text() for path in tmp_path.iterdir()}
     files_of("sglang-2-nodes", tmp_path)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == before
+
+
+def test_each_role_has_files_of_its_own_that_kubernetes_takes(tmp_path: Path) -> None:
+    plan = plan_of("sglang-1-node")
+    write_launch_files(tmp_path, dict.fromkeys(("x-3", "x", "X", "///", "1"), plan))
+    assert sorted(path.name.removesuffix("-plan.json") for path in tmp_path.glob("*plan.json")) == [
+        "role", "role-1", "x", "x-2", "x-3",
+    ]  # fmt: skip
+    for path in tmp_path.glob("*.yaml"):
+        for document in yaml.safe_load_all(path.read_text()):
+            assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", document["metadata"]["name"])
 
 
 def test_names_of_roles_stay_in_the_folder(tmp_path: Path) -> None:

@@ -2,15 +2,13 @@
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from io import BytesIO
 from random import Random
 
 from dsv4_shard.diagnosis import KnownModel, explain, lines_of, way_out
 from dsv4_shard.errors import ShardError
-from fuzz.checkpoints import small_checkpoint
+from fuzz.checkpoints import small_checkpoint, without_search
 from fuzz.target import Target, check_message, mutate_bytes
 
 _SEEDS = (
@@ -56,22 +54,10 @@ def _model() -> KnownModel:
     return KnownModel("org/model", small_checkpoint()[1], given=True)
 
 
-@contextmanager
-def _without_search(left_out: bool) -> Iterator[None]:
-    """Leave out the search for layouts near by, which takes a second and reads none of the text."""
-    search = vars(way_out)["nearest"]
-    if left_out:
-        vars(way_out)["nearest"] = lambda *_: iter(())
-    try:
-        yield
-    finally:
-        vars(way_out)["nearest"] = search
-
-
 def _check(data: bytes) -> None:
     """Any log has an explanation, whose messages stand where it says and which is JSON."""
     try:
-        with _without_search(len(data) % 32 > 0):
+        with without_search(way_out, len(data) % 32 > 0):
             found = explain(lines_of(BytesIO(data)), _model())
     except ShardError as error:
         check_message(error)

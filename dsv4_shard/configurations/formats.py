@@ -49,6 +49,8 @@ def read_configuration(text_or_file: str, engine: str | None = None) -> Configur
         UsageError: It is too large, malformed, or starts no engine that is known.
         ReadFailed: The file cannot be read.
     """
+    if any("\ud800" <= char <= "\udfff" for char in text_or_file):  # how Python passes on bytes that are not UTF-8
+        raise UsageError(f"--from {short(text_or_file)}: not text in UTF-8", hint=_WANTED)
     path = Path(os.path.expanduser(text_or_file))
     if os.path.isfile(path):  # of a name that is too long, Path.is_file raises an error
         raw = read_regular(path, CONFIGURATION)

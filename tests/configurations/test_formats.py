@@ -246,6 +246,13 @@ def test_aliases_do_not_nest_deeper_than_values(tmp_path: Path) -> None:
         read_configuration(str(tmp_path / "a.yaml"))
 
 
+@pytest.mark.parametrize("text", ["vllm serve M --served-model-name \udcff", "folder/\udcff.yaml"])
+def test_a_command_line_or_name_that_is_not_utf_8_is_refused(text: str) -> None:
+    """JSON cannot hold it."""
+    with pytest.raises(UsageError, match=r"udcff.*: not text in UTF-8"):
+        read_configuration(text)
+
+
 def test_a_folder_is_no_configuration(tmp_path: Path) -> None:
     with pytest.raises((UsageError, ReadFailed)):
         read_configuration(str(tmp_path))

@@ -120,7 +120,10 @@ def _of_yaml(text: str, where: str, engine: str | None) -> tuple[str, Iterable[E
 
 def _checked(source: str, form: str, found: Iterable[EngineRole]) -> Configuration:
     """Return the configuration with a name of its own for each role."""
-    roles = list(islice(found, CONFIGURED_ROLES.count + 1))
+    try:
+        roles = list(islice(found, CONFIGURED_ROLES.count + 1))
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}", hint=error.hint) from None
     if not roles:
         raise UsageError(f"{source}: starts no engine that is known here", hint=_WANTED)
     if len(roles) > CONFIGURED_ROLES.count:

@@ -167,7 +167,7 @@ def test_an_option_file_is_read_before_the_command_lines_own_options(tmp_path: P
     ("a.yaml", "backend: {type: x, x_config: {prefill: {tp: 1}}}", "x is no engine whose options are known"),
     ("a.yaml", "x: 1", "neither a manifest, a recipe, nor the options of one engine"),
     ("a.yaml", "apiVersion: v1\nkind: ConfigMap\ndata: {a: vllm serve M}", "starts no engine"),
-    ("a.sh", "echo 'sglang serve", "a quote is not closed"),
+    ("a.sh", "\necho 'sglang serve", r"a\.sh: line 2: a quote is not closed"),
     ("a.sh", "python train.py", "starts no engine"),
 ])  # fmt: skip
 def test_what_is_no_configuration_is_refused_in_a_line(name: str, text: str, said: str, tmp_path: Path) -> None:

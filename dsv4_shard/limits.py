@@ -89,7 +89,7 @@ CONFIGURED_ROLES = Limit(
 
 CONFIGURED_OPTIONS = Limit(
     "options and variables of all roles of a configuration", "UsageError",
-    count=2_000, counted="options", largest="two roles of a recipe of srt-slurm: 25",
+    count=1_000, counted="options", largest="two roles of a recipe of srt-slurm: 25",
 )  # fmt: skip
 
 CONFIGURED_VARIABLES = Limit(

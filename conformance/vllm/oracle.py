@@ -34,6 +34,8 @@ def oracle(job: dict[str, Any]) -> dict[str, Any]:
     state = _load(model, config, model_config)
     poison(model.parameters(), POISONS[0])
     unloaded = _unwritten(state, _load(model, config, model_config), case)
+    if case.ep > 1:
+        _check_filter(model, config, model_config, state, unloaded, case)
     return {
         "params": describe({name: tensor for name, tensor in state.items() if name not in unloaded}),
         "unloaded": unloaded,
@@ -41,10 +43,28 @@ def oracle(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _check_filter(
+    model: torch.nn.Module,
+    config: VllmConfig,
+    model_config: ModelConfig,
+    state: dict[str, torch.Tensor],
+    unloaded: list[str],
+    case: Case,
+) -> None:
+    """Load with `--enable-ep-weight-filter`, which skips weights of experts of other ranks: the state is the same."""
+    poison(model.parameters(), POISONS[0])
+    config.parallel_config.enable_ep_weight_filter = True
+    if _unwritten(state, _load(model, config, model_config), case) != unloaded:
+        raise ValueError("--enable-ep-weight-filter: other parameters are not loaded")
+
+
 def _load(model: torch.nn.Module, config: VllmConfig, model_config: ModelConfig) -> dict[str, torch.Tensor]:
     """Load by the standard loader; returns the state as ShardedStateLoader sees it. It cannot take MegaMoE's scales."""
     with set_current_vllm_config(config):
-        DefaultModelLoader(LoadConfig(load_format="auto")).load_weights(model, model_config)
+        loader = DefaultModelLoader(LoadConfig(load_format="auto"))
+        loader.load_weights(model, model_config)
+    if config.parallel_config.enable_ep_weight_filter and loader.local_expert_ids is None:
+        raise ValueError("--enable-ep-weight-filter: the loader skips no experts")
     state = parameters_of(model)
     if all(tensor.is_contiguous() for tensor in state.values()):
         told = ShardedStateLoader._filter_subtensors(model.state_dict())

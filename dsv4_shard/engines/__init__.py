@@ -15,6 +15,7 @@ from dsv4_shard.engines.expert_places import places_of
 from dsv4_shard.engines.launch import (
     FIRST_NODE,
     NODE_RANK,
+    PLAN_FILE,
     Command,
     Launch,
     Options,
@@ -52,6 +53,7 @@ from dsv4_shard.engines.registry import DEEPSEEK, ENGINES, engine_for, find_engi
 from dsv4_shard.engines.remarks import Change, Loss
 from dsv4_shard.engines.rules import NOT_VERIFIED, Breach, Divides, Remedy, Requires, Rule, Symptom
 from dsv4_shard.engines.stages import StartStage
+from dsv4_shard.engines.stock_loaders import StockLoader
 from dsv4_shard.engines.unverified import UNKNOWN_FAMILY, UNKNOWN_GPU
 from dsv4_shard.engines.verdict import Verdict
 from dsv4_shard.engines.vllm.backends import BACKENDS, BACKENDS_FP8
@@ -70,6 +72,7 @@ __all__ = [
     "LOG_WORDS",
     "NODE_RANK",
     "NOT_VERIFIED",
+    "PLAN_FILE",
     "PRESHARDED",
     "RUNAI_SHARDED",
     "SGLANG",
@@ -105,6 +108,7 @@ __all__ = [
     "Shares",
     "Split",
     "StartStage",
+    "StockLoader",
     "Symptom",
     "TargetTensor",
     "Verdict",

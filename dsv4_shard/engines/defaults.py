@@ -5,6 +5,7 @@ from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.launch import Launch
 from dsv4_shard.engines.placement import Placement, RankTensor, rank_tensor
 from dsv4_shard.engines.remarks import Change, Loss
+from dsv4_shard.engines.stock_loaders import StockLoader
 from dsv4_shard.models import TARGET
 from dsv4_shard.text.units import gib
 
@@ -42,6 +43,16 @@ def as_stored(group: TensorGroup, placement: Placement, context: Context) -> Ran
 def no_launch(context: Context, model_path: str, sharded: bool) -> Launch:
     """No commands: none are known."""
     return Launch({})
+
+
+def no_plans(context: Context, model_path: str) -> Launch | None:
+    """None: no plugin of this package loads a checkpoint by a plan."""
+    return None
+
+
+def no_stock_loaders(context: Context, sharded: bool) -> tuple[StockLoader, ...]:
+    """None beside the engine's usual loader."""
+    return ()
 
 
 def assume_verified(context: Context) -> str:

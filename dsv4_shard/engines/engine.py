@@ -15,6 +15,8 @@ from dsv4_shard.engines.defaults import (
     no_launch,
     no_losses,
     no_notes,
+    no_plans,
+    no_stock_loaders,
     not_known_addition,
 )
 from dsv4_shard.engines.deployment import ANY_ENGINE, Context, Deployment, Request
@@ -26,6 +28,7 @@ from dsv4_shard.engines.parallelism import Pairs, ep_option, every_divisor
 from dsv4_shard.engines.placement import Expert, Placement, RankTensor, Replicate
 from dsv4_shard.engines.remarks import Change, Loss
 from dsv4_shard.engines.rules import Breach, Rule
+from dsv4_shard.engines.stock_loaders import StockLoader
 from dsv4_shard.models import TARGET, Family, Role, Stage
 
 
@@ -53,7 +56,10 @@ class Engine:
         losses: Returns the parts of the checkpoint that the engine's rank files lack.
         misloads: Returns why the engine cannot serve the checkpoint itself; None if it can.
         layout: The files that the engine reads; None if this tool cannot write them.
-        loads_plans: Whether this package's plugin makes a rank's parameters from the checkpoint itself, by a plan.
+        launch_by_plan: Returns how to start the engine on the checkpoint's path with this package's plugin, which makes
+            a rank's parameters by the plan in `launch.PLAN_FILE`; None where it cannot.
+        stock_loaders: Returns the engine's own other loaders, of shards if the last argument is true, else of the
+            checkpoint.
         others: Rules of other versions and of later checks. They only explain messages in logs; no plan checks them.
         families: Model families that the table is for.
         variants: Tables for other families.
@@ -94,7 +100,8 @@ class Engine:
     losses: Callable[[Context], tuple[Loss, ...]] = no_losses
     misloads: Callable[[Context], str | None] = loads_well
     layout: Layout | None = None
-    loads_plans: bool = False
+    launch_by_plan: Callable[[Context, str], Launch | None] = no_plans
+    stock_loaders: Callable[[Context, bool], tuple[StockLoader, ...]] = no_stock_loaders
     others: tuple[Rule, ...] = ()
     families: tuple[Family, ...] = ()
     variants: "tuple[Engine, ...]" = ()

@@ -1,9 +1,12 @@
 """`Launch`: the commands, variables and files that start an engine."""
 
+import json
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from dsv4_shard.catalog.options import LOAD_FORMAT
 from dsv4_shard.engines.remarks import Change
 
 Options = dict[str, str | None]
@@ -62,6 +65,21 @@ class Launch:
                 variable, _, value = setting.partition("=")
                 environment[variable] = value
         return replace(self, environment=environment, program=replace(self.program, options=options))
+
+
+PLAN_FILE = "plan.json"
+"""The plan that commands name: a file in the folder where they run."""
+
+
+def by_plan(launch: Launch) -> Launch:
+    """Return the launch of a checkpoint with this package's loader, which follows the plan in `PLAN_FILE`."""
+    assert launch.program is not None, "an engine with a plugin has a command"
+    more: Options = {
+        "--load-format": LOAD_FORMAT,
+        "--model-loader-extra-config": shlex.quote(json.dumps({"plan": PLAN_FILE})),
+    }
+    program = replace(launch.program, options=launch.program.options | more)
+    return replace(launch, program=program, needs_plugin=True)
 
 
 NODE_RANK = "--node-rank"

@@ -6,7 +6,7 @@ from dsv4_shard.planning.compare import Difference, PlacementDifference, PlanCom
 from dsv4_shard.planning.document import Plan
 from dsv4_shard.planning.earlier_plans import in_one_part, request_from_1
 from dsv4_shard.planning.fewest import Fewest, FewestGpus, fewest_for
-from dsv4_shard.planning.launch_documents import BY_PLAN, PlanLaunch, PlanWay
+from dsv4_shard.planning.launch_documents import BY_PLAN, PlanLaunch, PlanLoader, PlanWay
 from dsv4_shard.planning.layout_documents import PlanModule
 from dsv4_shard.planning.layouts import FoundLayout
 from dsv4_shard.planning.memory_documents import PlanCache, PlanHost, PlanMemory, PlanTotals
@@ -47,6 +47,7 @@ __all__ = [
     "PlanComparison",
     "PlanHost",
     "PlanLaunch",
+    "PlanLoader",
     "PlanMemory",
     "PlanModule",
     "PlanTotals",

@@ -4,7 +4,7 @@ Schema 2 renames the option `shared_experts` in requests to match the command li
 launch commands. Schema 1 has only the command lines; only this module parses them. Schema 3 adds `context`, `host`,
 `kv_cache` in `memory` in place of a bound on its tokens, and the stage of each breach. Schema 4 has a verdict of four
 words, changes and losses as data, and a launch for each way to serve. Schema 5 adds `part_size` to requests, before
-which a file had one part, in the order of the safetensors library; and pipeline stages.
+which a file had one part, in the order of the safetensors library; pipeline stages; and other loaders of each way.
 """
 
 import re
@@ -77,7 +77,11 @@ _NO_STAGE = {"stage": None, "is_first_stop": False}
 
 
 def _from_4(plan: JsonObject) -> JsonObject:
-    return plan | {"schema_version": 5, "request": in_one_part(plan.get("request")), "stages": []}
+    ways = plan.get("ways")
+    if isinstance(ways, list):
+        ways = [way | {"loaders": []} if isinstance(way, dict) else way for way in ways]
+    request = in_one_part(plan.get("request"))
+    return plan | {"schema_version": 5, "request": request, "stages": [], "ways": ways}
 
 
 STEPS: Steps = {1: _from_1, 2: _from_2, 3: _from_3, 4: _from_4}

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from dsv4_shard.checkpoint import Checkpoint
-from dsv4_shard.engines import Context, Expert, Pad, Placement, Shares, Split, engine_for
-from dsv4_shard.models import TARGET, Module
+from dsv4_shard.engines import Context, Expert, Pad, Shares, Split, engine_for
+from dsv4_shard.models import TARGET, Module, Part
 from dsv4_shard.planning.memory_documents import PlanHost
-from dsv4_shard.planning.stages import WeighedStage, ranks_on_nodes
+from dsv4_shard.planning.stages import WeighedStage, ranks_of_node, ranks_on_nodes
+from dsv4_shard.planning.weights import GroupLoad
 
 
 def plan_host(
@@ -60,6 +61,36 @@ def node_bytes(checkpoint: Checkpoint, context: Context, stages: Sequence[Weighe
     return _on_fullest_node(context, own, [stage.totals.replicated_bytes_per_rank for stage in stages])
 
 
+def loader_bytes(reads: str, nbytes: int, context: Context, stages: Sequence[WeighedStage]) -> int:
+    """Return the bytes that the fullest node reads with a `StockLoader` that reads `reads`, in place of `nbytes`."""
+    if reads == "experts of the node":
+        return nbytes - _weights_of_others(context)
+    own = [stage.totals.target_bytes_per_rank_max for stage in stages]
+    return _on_fullest_node(context, own, [0] * len(stages))
+
+
+def _weights_of_others(context: Context) -> int:
+    """Bytes of the weights, without scales, of experts that no rank of the first node holds.
+
+    It holds most if experts do not divide. A draft's are counted by the same numbers of experts.
+    """
+    held = _experts_held(context, ranks_of_node(context.deployment))
+    skipped = 0
+    for group, count in context.inventory.groups.items():
+        if group.role.module is Module.ROUTED and group.part is Part.WEIGHT:
+            experts = context.config.experts_in(group.stage)
+            skipped += group.nbytes * count * (experts - min(held, experts)) // experts
+    return skipped
+
+
+def _experts_held(context: Context, ranks: int) -> int:
+    """Experts of a layer that the first `ranks` of a stage hold; the first EP ranks hold one more if uneven."""
+    deployment = context.deployment
+    least, more = divmod(context.slots, deployment.ep)
+    blocks = -(-min(ranks, deployment.stage_world) // deployment.moe_tp)
+    return min(context.config.n_routed_experts, blocks * least + min(blocks, more))
+
+
 def _on_fullest_node(context: Context, own: Sequence[int], shared: Sequence[int]) -> int:
     """Bytes of the node whose ranks have most: `own` of a rank of each stage, of which `shared` count once a stage.
 
@@ -85,7 +116,7 @@ def direct_node_bytes(context: Context, stages: Sequence[WeighedStage]) -> int:
     """
     return max(
         sum(
-            math.ceil(load.group.nbytes * load.count * _part_read(load.placement, context, ranks))
+            math.ceil(load.group.nbytes * load.count * _part_read(load, context, ranks))
             for ranks, stage in zip(counts, stages, strict=True)
             for load in stage.loads
             if ranks and load.group.stage in TARGET
@@ -94,19 +125,21 @@ def direct_node_bytes(context: Context, stages: Sequence[WeighedStage]) -> int:
     )
 
 
-def _part_read(placement: Placement | None, context: Context, ranks: int) -> Fraction:
+def _part_read(load: GroupLoad, context: Context, ranks: int) -> Fraction:
     """The part of the rows of a role's tensors that the first `ranks` of a stage need."""
-    deployment = context.deployment
+    placement, held = load.placement, Fraction(1)
+    if isinstance(placement, Expert):
+        held = Fraction(_experts_held(context, ranks), context.config.n_routed_experts)
+        placement = placement.inner
     match placement:
-        case Expert(inner):
-            blocks, experts = -(-ranks // deployment.moe_tp), context.config.n_routed_experts
-            held = Fraction(blocks * (experts + deployment.redundant_experts), deployment.ep * experts)
-            return min(Fraction(1), held) * _part_read(inner, context, ranks)
-        case Split(axis=0) | Pad(axis=0) | Shares():
-            parts = deployment.group(placement.group)
-            return Fraction(min(ranks, parts), parts)
+        case Pad(axis=0, group=group):
+            own, rows = (math.prod(one.shape[:1]) for one in (load.stored, load.group))
+            return held * min(Fraction(1), Fraction(min(ranks, context.deployment.group(group)) * own, rows))
+        case Split(axis=0, group=group) | Shares(group=group):
+            parts = context.deployment.group(group)
+            return held * Fraction(min(ranks, parts), parts)
         case _:
-            return Fraction(1)
+            return held
 
 
 def _node_subset(context: Context) -> int:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from dsv4_shard.engines import Command, Launch, commands_of, on_every_node
+from dsv4_shard.engines import Command, Launch, StockLoader, commands_of, on_every_node, settings_of
 from dsv4_shard.text.document import Document
 from dsv4_shard.text.units import size
 
@@ -76,19 +76,52 @@ BY_PLAN: Literal["checkpoint by plan"] = "checkpoint by plan"
 """The way to serve in which the plugin makes a rank's parameters from the checkpoint."""
 
 
+class PlanLoader(Document):
+    """Another loader of the engine's own for a way to serve.
+
+    `options` are set in the way's commands. `node_bytes` are those of `PlanWay` with it. `package` is the Python
+    package that the engine's environment needs, None without. `note` says what the loader does, and what of it was
+    verified.
+    """
+
+    name: str
+    options: dict[str, str | None]
+    node_bytes: int
+    package: str | None
+    note: str
+
+    @classmethod
+    def of(cls, loader: StockLoader, node_bytes: int) -> "PlanLoader":
+        """Return the document of an engine's loader."""
+        return cls(
+            name=loader.name, options=loader.options, node_bytes=node_bytes, package=loader.package, note=loader.note
+        )
+
+    @property
+    def settings(self) -> str:
+        """The options as words of a command line."""
+        return " ".join(settings_of(self.options))
+
+    @property
+    def words(self) -> str:
+        """How much a node reads, and the note."""
+        return f"each node reads {size(self.node_bytes)}; {self.note}"
+
+
 class PlanWay(Document):
     """A way to serve: what the engine loads, how that is made, and how the engine starts.
 
     `node_bytes` are the bytes that the fullest node reads from its disk at each start: all files of a checkpoint; by
     plan, the rows that its ranks need of the target model; of shards those of the target model, and once what all
-    ranks share. `prepare` is the command that writes what is
-    loaded; None if nothing has to be written.
+    ranks share. `prepare` is the command that writes what is loaded; None if nothing has to be written. `loaders` are
+    the engine's own other loaders of the same.
     """
 
     serves: Literal["checkpoint", "checkpoint by plan", "shards", "node folders"]
     node_bytes: int
     prepare: str | None
     launch: PlanLaunch
+    loaders: tuple[PlanLoader, ...]
 
     def title(self, *, is_first: bool) -> str:
         """Say what is served, and how much a node reads."""

@@ -102,6 +102,9 @@ def test_disk_is_that_of_the_files_that_are_written(engine: str, nodes: int, tmp
         {"tp": 16, "ep": 4, "dp": 4, "gpu": "h200"},
         {"tp": 8, "gpu": "h200"},
         {"tp": 16, "nodes": 4, "gpu": "h200"},
+        {"tp": 16, "gpu": "h20-96", "engine": "vllm"},
+        {"tp": 8, "dp": 5, "ep": 40, "gpu": "h200", "engine": "vllm"},
+        {"tp": 8, "pp": 2, "gpu": "h200", "engine": "vllm"},
     ],
 )
 def test_a_node_that_loads_by_plan_reads_what_the_recipe_of_its_ranks_reads(wanted: dict[str, Any]) -> None:
@@ -111,7 +114,7 @@ def test_a_node_that_loads_by_plan_reads_what_the_recipe_of_its_ranks_reads(want
     [way] = [way for way in plan.ways if way.serves == "checkpoint by plan"]
     ranks = range(plan.deployment.world // plan.deployment.nodes)
     recipe = make_recipe(
-        checkpoint, find_engine("sglang"), Context(inventory, choose(inventory, request).deployment), tuple(ranks)
+        checkpoint, find_engine(request.engine), Context(inventory, choose(inventory, request).deployment), tuple(ranks)
     )
     target = [number for number, file in enumerate(recipe.files) if "/" not in file.name]
     steps = [replace(step, landings=tuple(landings_in(step, target))) for step in recipe.steps]

@@ -8,7 +8,16 @@ from dsv4_shard.checkpoint import NVFP4
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.drafts import clashes_with_a2a, drafted, left_out_draft, needs_other_head
 from dsv4_shard.engines.expert_locations import IDENTITY
-from dsv4_shard.engines.launch import FIRST_NODE, NODE_RANK, Command, Launch, Options, node_ranks, settings_of
+from dsv4_shard.engines.launch import (
+    FIRST_NODE,
+    NODE_RANK,
+    Command,
+    Launch,
+    Options,
+    by_plan,
+    node_ranks,
+    settings_of,
+)
 from dsv4_shard.engines.pipeline import partition_variable, rest_to_the_last
 from dsv4_shard.engines.remarks import Change
 from dsv4_shard.engines.sglang.kv_cache import (
@@ -100,6 +109,11 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
         draft_options="" if deployment.draft else " ".join(settings_of(draft)),
         needs_plugin=sharded and not is_stock(context),
     )
+
+
+def launch_by_plan(context: Context, model_path: str) -> Launch:
+    """`sglang serve` on the checkpoint, of which each rank loads its part by a plan, and of the draft too."""
+    return by_plan(launch(context, model_path, False))
 
 
 def drafted_context(context: Context) -> Context:

@@ -24,7 +24,7 @@ from dsv4_shard.engines.pipeline_rules import SGLANG_PIPELINE_RULES
 from dsv4_shard.engines.remedies import MORE_DP
 from dsv4_shard.engines.rules import SILENT, Divides, Rule, Symptom, in_stage
 from dsv4_shard.engines.sglang.kv_cache import cache_of, memory_share
-from dsv4_shard.engines.sglang.launch import changes, drafted_context, launch
+from dsv4_shard.engines.sglang.launch import changes, drafted_context, launch, launch_by_plan
 from dsv4_shard.engines.sglang.parameters import (
     decodes_no_o_a,
     has_trtllm_nvfp4,
@@ -199,7 +199,7 @@ SGLANG = Engine(
     changes=changes,
     drafted=drafted_context,
     losses=draft_losses,
-    loads_plans=True,
+    launch_by_plan=launch_by_plan,
     others=OTHERS,
     runners=RUNNER_NAMES["sglang"],
     other_runners=OTHER_RUNNERS["sglang"],

@@ -83,6 +83,11 @@ def is_mega(context: Context) -> bool:
     return context.deployment.runner == MEGA
 
 
+def misreads_scales(context: Context) -> bool:
+    """Whether vLLM's own loader misreads scales: it views every E8M0 expert scale as bytes, also for F32 parameters."""
+    return (context.deployment.experts, context.inventory.routed.scale_dtype) == ("FP8", "F8_E8M0")
+
+
 def table_of(experts: str) -> dict[str, Backend]:
     """The backends for a format of routed experts; empty for one that vLLM has none for."""
     return {"FP4": BACKENDS, "FP8": BACKENDS_FP8, NVFP4: _NVFP4}.get(experts, {})

@@ -3,12 +3,24 @@
 import json
 from dataclasses import replace
 
-from dsv4_shard.catalog.options import LOAD_FORMAT
+from dsv4_shard.catalog.options import LOAD_FORMAT, VLLM_LOADER_VERSIONS
 from dsv4_shard.engines.deployment import Context
 from dsv4_shard.engines.drafts import left_out_draft
-from dsv4_shard.engines.launch import FIRST_NODE, NODE_RANK, Command, Launch, Options, node_ranks, settings_of
+from dsv4_shard.engines.launch import (
+    FIRST_NODE,
+    NODE_RANK,
+    Command,
+    Launch,
+    Options,
+    by_plan,
+    node_ranks,
+    settings_of,
+)
 from dsv4_shard.engines.pipeline import partition_variable, rest_before_the_last
-from dsv4_shard.engines.vllm.backends import default_backend, is_aligned, is_mega
+from dsv4_shard.engines.vllm.backends import default_backend, is_aligned, is_mega, misreads_scales
+
+STOCK_FORMAT = "sharded_state"
+"""The load format of vLLM's own loader of rank files."""
 
 
 def launch(context: Context, model_path: str, sharded: bool) -> Launch:
@@ -27,6 +39,21 @@ def launch(context: Context, model_path: str, sharded: bool) -> Launch:
     return replace(drafting, environment=environment, needs_plugin=needs_plugin)
 
 
+def launch_by_plan(context: Context, model_path: str) -> Launch | None:
+    """`vllm serve` on the checkpoint, of which each rank loads its part of the target by a plan.
+
+    A draft would come through vLLM's own loader, which reads the whole checkpoint for it: None if one is asked for.
+    Where that loader misreads the checkpoint, there are no options for a draft either.
+    """
+    if context.deployment.version not in VLLM_LOADER_VERSIONS or context.deployment.serves_draft:
+        return None
+    start = by_plan(launch(context, model_path, False))
+    if misreads_scales(context):
+        return replace(start, draft_options="")
+    draft = _draft(context, model_path, False) | {"draft_load_config": {"load_format": "auto"}}
+    return with_draft(start, context, draft)
+
+
 def with_draft(start: Launch, context: Context, draft: dict[str, object]) -> Launch:
     """`start` with vLLM's config of a draft model: in the command if it is asked for, else apart; empty without one."""
     assert start.program is not None, "vLLM is started by a command"
@@ -38,7 +65,7 @@ def with_draft(start: Launch, context: Context, draft: dict[str, object]) -> Lau
 
 def load_format(context: Context) -> str:
     """The load format for shards: our plugin's for replicas, which have files of their own, and for MegaMoE."""
-    return LOAD_FORMAT if context.deployment.dp > 1 or is_mega(context) else "sharded_state"
+    return LOAD_FORMAT if context.deployment.dp > 1 or is_mega(context) else STOCK_FORMAT
 
 
 def replica_pattern(replica: int | str) -> str:

@@ -50,10 +50,12 @@ from dsv4_shard.engines.vllm.backends import (
     fits,
     is_aligned,
     is_mega,
+    misreads_scales,
     table_of,
 )
 from dsv4_shard.engines.vllm.kv_cache import cache_of, memory_share
-from dsv4_shard.engines.vllm.launch import launch
+from dsv4_shard.engines.vllm.launch import launch, launch_by_plan
+from dsv4_shard.engines.vllm.loaders import stock_loaders
 from dsv4_shard.models import V4, Module, Part, Role
 from dsv4_shard.tensors.geometry import FP4_GROUP, NVFP4_GROUP
 from dsv4_shard.text.units import quotient
@@ -97,14 +99,9 @@ def _whole_shared(context: Context) -> bool:
     return context.deployment.shared_parts == 1 and context.deployment.stage_world > 1
 
 
-def _misreads_scales(context: Context) -> bool:
-    """Whether vLLM's own loader misreads scales: it views every E8M0 expert scale as bytes, also for F32 parameters."""
-    return (context.deployment.experts, context.inventory.routed.scale_dtype) == ("FP8", "F8_E8M0")
-
-
 def misloads(context: Context) -> str | None:
     """Fault of vLLM's own loader with the checkpoint, which shards avoid; None without one."""
-    if _misreads_scales(context):
+    if misreads_scales(context):
         return "its own loader reads the E8M0 scales of FP8 experts as plain bytes (2^-7 becomes 120)"
     return None
 
@@ -426,7 +423,7 @@ def notes(context: Context) -> tuple[str, ...]:
     if deployment.runner == "deep_gemm" and deployment.gpu.sm in SM_12X:
         other = "marlin" if deployment.experts == "FP4" else "triton"
         lines.append(f"runner deep_gemm: where DeepGEMM's kernels for sm_12x are missing, vLLM takes {other}")
-    if _misreads_scales(context):
+    if misreads_scales(context):
         lines.append(
             "routed experts: vLLM's own loader reads these E8M0 scales as plain bytes (2^-7 becomes 120); the shards "
             "hold the right values, so serve them and not the checkpoint"
@@ -470,6 +467,8 @@ VLLM = Engine(
     drafted=drafted_context,
     losses=draft_losses,
     misloads=misloads,
+    launch_by_plan=launch_by_plan,
+    stock_loaders=stock_loaders,
     others=OTHERS,
     runners=RUNNERS["vllm"],
     other_runners=OTHER_RUNNERS["vllm"],

@@ -58,9 +58,15 @@ def show_details(console: Console, plan: "Plan", more_notes: tuple[str, ...] = (
             )
             item(console, PLUGIN)
             to_copy(console, way.launch.on_every_node[0])
-        elif way.launch.draft_options:
+        if way.launch.draft_options:
             heading(console, f"To serve the draft model with the {way.serves}, add")
             to_copy(console, way.launch.draft_options)
+        for loader in way.loaders:
+            heading(console, f"To load the {way.serves} with {loader.name}, set")
+            if loader.package is not None:
+                item(console, f"pip install {loader.package}   # in the engine's environment on every node")
+            to_copy(console, loader.settings)
+            item(console, loader.words)
 
 
 def _placements(modules: "tuple[PlanModule, ...]") -> list[tuple[str, str, str, int]]:

@@ -92,7 +92,7 @@ def _check_events(events: Iterable[Any], where: str) -> None:
             raise UsageError(f"{where}: more values than the {CONFIGURATION.count:,} that are read", hint=_ONE)
 
 
-class _Size(NamedTuple):
+class _Extent(NamedTuple):
     """What is under a node: values and characters, with those of each alias, and levels."""
 
     values: int
@@ -100,7 +100,7 @@ class _Size(NamedTuple):
     levels: int
 
 
-def _size(node: Any, known: dict[int, _Size], depth: int = 0) -> _Size:
+def _size(node: Any, known: dict[int, _Extent], depth: int = 0) -> _Extent:
     """Return the size of a node of PyYAML.
 
     Raises:
@@ -113,7 +113,7 @@ def _size(node: Any, known: dict[int, _Size], depth: int = 0) -> _Size:
         children = () if is_text else node.value
         parts = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
         sizes = [_size(part, known, depth + 1) for part in parts]
-        known[id(node)] = _Size(
+        known[id(node)] = _Extent(
             1 + sum(size.values for size in sizes),
             (len(node.value) if is_text else 0) + sum(size.characters for size in sizes),
             1 + max((size.levels for size in sizes), default=-1),

@@ -175,7 +175,7 @@ def plan_pair(repo: str | Path, options: PairOptions) -> "configurations.Planned
         - The errors of `plan`.
 
     >>> found = dsv4_shard.plan_pair("model", prefill="--tp 8", decode="--tp 16 --dp 16 --a2a megamoe", gpu="b200")
-    >>> [str(role.plan.verdict) for role in found.roles]
+    >>> [str(role.plan.verdict) for role in found.roles if role.plan]
     ['runs', 'runs']
     """
     from dsv4_shard.configurations import own_options, planned_roles, refuse_two_engines

@@ -300,7 +300,7 @@ def test_a_result_is_not_ok_where_its_experts_do_not_add_up(
         (lambda repo, out: dsv4_shard.verify_shares([]), errors.UsageError, "no folder"),
         (lambda repo, out: dsv4_shard.verify_shares(str(out)), errors.UsageError, "not a sequence"),
         (lambda repo, out: dsv4_shard.verify(out, numerics=True), errors.UsageError, "numerics needs against"),
-        (lambda repo, out: dsv4_shard.verify(out, layer=1), errors.UsageError, "layer is of numerics"),
+        (lambda repo, out: dsv4_shard.verify(out, layer=1), errors.UsageError, "layer needs numerics"),
     ],
 )
 def test_what_a_command_stops_at_is_raised(

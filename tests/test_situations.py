@@ -64,7 +64,7 @@ SITUATIONS = {
         V41, "--tp 4 --engine node --gpu h20-96", 6, ("Not verified", "weights are at most these"), ("leave --gpu",),
     ),
     "NVFP4 runs": Situation(
-        PRO_NVFP4, "--tp 4 --gpu gb300", 0, ("Runs", "weights 211.8 of 276.5 GiB per GPU", "without the draft model"),
+        PRO_NVFP4, "--tp 4 --gpu gb300", 0, ("Runs", "weights 211.8 of 276.5 GiB per GPU", "draft model"),
     ),
     "V3 on TensorRT-LLM has a bound": Situation(
         V3, "--tp 8 --engine trtllm --gpu h200", 6, ("weights 93.9 of 139.8 GiB", "at least 78.4 GiB"),

@@ -20,7 +20,6 @@ from dsv4_shard.terminal import options
 from dsv4_shard.terminal.arguments import default_repo, refuse_beside_compare, refuse_beside_from
 from dsv4_shard.terminal.output import output_console, show
 from dsv4_shard.terminal.process import reported
-from dsv4_shard.terminal.text import paragraph
 
 if TYPE_CHECKING:
     from dsv4_shard.catalog.request import Request
@@ -95,6 +94,8 @@ def _show_plan(made: "Plan", output: str | Path | None, as_json: bool, details: 
     plan_file = None if output is None else str(Path(output) / "plan.json") if is_folder(output) else str(output)
     show(made, as_json, show_plan, title, plan_file, details=details)
     if output is not None and is_folder(output) and not as_json:
+        from dsv4_shard.terminal.text import paragraph
+
         paragraph(output_console(), f"Its scripts and manifests are in {output}")
     if not made.verdict.is_good:
         raise typer.Exit(ExitCode.NOT_VERIFIED if made.verdict is Verdict.UNVERIFIED else ExitCode.NO)
@@ -137,6 +138,8 @@ def _search(repo: str, as_json: bool, given: dict[str, Any], details: bool) -> N
         return
     show(found, as_json, show_search)
     if "output" in given and found.best is not None and not as_json:
+        from dsv4_shard.terminal.text import paragraph
+
         paragraph(output_console(), f"Wrote {given['output']}: the plan of row 1.")
     if found.best is None:
         may_run = any(layout.fits for layout in found.unverified)

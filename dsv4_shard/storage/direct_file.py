@@ -5,8 +5,6 @@ import mmap
 import os
 from pathlib import Path
 
-import numpy as np
-
 from dsv4_shard.errors import ReadFailed
 from dsv4_shard.storage.linux_io import is_cached
 from dsv4_shard.storage.regular_file import open_regular
@@ -32,7 +30,7 @@ class DirectFile:
         os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)  # calls are long, and no two read the same bytes
         self._direct = None if shared else _open_direct(self._fd)
         self._map = None if self._direct is None or not self.nbytes else mmap.mmap(self._fd, 0, prot=mmap.PROT_READ)
-        self._address = 0 if self._map is None else np.frombuffer(self._map, np.uint8).ctypes.data
+        self._address = 0 if self._map is None else _address_of(self._map)
 
     def read(self, start: int, stop: int, buffer: memoryview) -> int:
         """Read bytes `[start, stop)` into `buffer`, and return where in it they begin.
@@ -78,3 +76,10 @@ def _open_direct(fd: int) -> int | None:
         return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
     except OSError:
         return None
+
+
+def _address_of(mapped: mmap.mmap) -> int:
+    """The address of a read-only map, which ctypes does not take."""
+    import numpy as np
+
+    return int(np.frombuffer(mapped, np.uint8).ctypes.data)

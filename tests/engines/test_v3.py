@@ -234,7 +234,7 @@ def test_what_can_be_planned_but_not_written_says_so(engine: str) -> None:
     checkpoint, inventory = inventory_of(V3)
     plan = make_plan(checkpoint, inventory, Request(16, engine=engine))
     assert (plan.feasible, plan.layout, plan.reshard) == (True, None, None)
-    with pytest.raises(UsageError, match="has no file format for shards"):
+    with pytest.raises(UsageError, match="writes no rank files of"):
         prepare(checkpoint, inventory, plan)
     assert "DeepSeek-V3 " in plan.launch.commands[0]
 

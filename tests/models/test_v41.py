@@ -276,7 +276,7 @@ def test_a_plan_of_node_folders_says_that_no_engine_was_held() -> None:
 @pytest.mark.slow
 def test_the_commands_take_v41_from_plan_to_verification(folders: dict[str, Path], tmp_path: Path) -> None:
     """Both engines that write it; a plan for any engine gives no command of one."""
-    for engine, words in (("reference", "torchrun"), ("node", "node subsets (EP) for any engine")):
+    for engine, words in (("reference", "torchrun"), ("node", "node folders for any engine")):
         out, options = tmp_path / engine, ("--engine", engine, "--tp", "4", "--nodes", "2")
         code = ExitCode.DONE if engine == "reference" else ExitCode.NOT_VERIFIED
         assert words in run("plan", folders["v4.1"], *options, "-o", tmp_path / f"{engine}.json", code=code)

@@ -322,7 +322,7 @@ def test_the_command_says_what_it_wrote_and_what_is_not_as_it_was(model: Path, t
 def test_the_command_shows_what_it_would_write_and_treats_a_folder_as_reshard_does(bf16: Path, tmp_path: Path) -> None:
     run("reshard", bf16, tmp_path / "ranks", "--tp", 2)
     would = run("merge", tmp_path / "ranks", tmp_path / "merged", "--dry-run")
-    names = [line.split()[0] for line in would.splitlines() if re.match(r" *[\w.-]+\.(json|safetensors|txt|py) ", line)]
+    names = re.findall(r"[\w.-]+\.(?:json|safetensors|txt|py)\b", would)
     assert "model-00005-of-00005.safetensors" in names
     assert len(names) == 10
     assert names == sorted(names, key=lambda name: (not name.endswith(".safetensors"), name))

@@ -70,7 +70,7 @@ def test_it_tells_where_the_files_come_from_and_what_to_do_with_them(engine: str
     assert plan.reshard
     for said in (COMMIT, plan.source.config_digest, plan.reshard, plan.tool_version, "`LICENSE`", "`README.source.md`",
                  f"dsv4-shard verify . --against deepseek-ai/DeepSeek-V4-Pro@{COMMIT}", "starting an engine",
-                 *(command.replace(str(plan.out), "$SHARDS") for command in plan.launch.commands)):  # fmt: skip
+                 plan.launch.on_every_node[0].replace(str(plan.out), "$SHARDS")):  # fmt: skip
         assert said in text, said
     assert "export SHARDS=" in text
     assert ("pip install dsv4-shard" in text) == (engine == "sglang")

@@ -111,7 +111,7 @@ CHOICES: tuple[Rule, ...] = (
         "broken-version", Module.HYPER, lambda c: c.deployment.version not in VLLM_BROKEN_VERSIONS,
         "vLLM {at.version} loads sharded_state and then fails in the first forward (hc_attn_fn_broadcast is not set)",
         "AssertionError", fatal=True,
-        remedies=(f"--engine-version {VLLM_VERSIONS[0]} (vLLM mends it from 0.29.0 on: upstream PR 51368)",),
+        remedies=(leave_out("engine_version"), "vLLM 0.29.0 and later mend it (upstream PR 51368)"),
         heard=("hc_attn_fn_broadcast…AssertionError",), stage=StartStage.SERVING,
     ),
     version_rule(*VLLM_VERSIONS),

@@ -23,7 +23,7 @@ _LAYERS = (3, 43, 61)
 _STAGES = range(1, 9)
 
 _PARTITIONS = ("31,30", "30,31", "30,30", "31,30,1", "61")
-"""Layers of V4-Pro's stages, some of which the engines refuse at PP 2."""
+"""Numbers of layers per stage, for V4-Pro at PP 2. The engines refuse some of them."""
 
 
 def check_stages(engine: Engine, *, update: bool) -> int:

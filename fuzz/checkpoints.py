@@ -164,7 +164,7 @@ def small_checkpoint() -> tuple[Checkpoint, Inventory]:
 
 @contextmanager
 def without_search(module: ModuleType, left_out: bool) -> Iterator[None]:
-    """Leave out a module's search for layouts near by, which takes a second and reads none of an input."""
+    """Skip a module's search for nearby layouts: it takes a second, and reads no part of the input."""
     search = vars(module)["nearest"]
     if left_out:
         vars(module)["nearest"] = lambda *_: iter(())

@@ -1,16 +1,13 @@
 """What a loader refuses: files of another rank, runner, parallelism, version or shape, each by name."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.checkpoints.small import open_folder
 
-from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import LoadRefused, NotAResult
 from dsv4_shard.loading.checks import (
     check_apart,
@@ -20,26 +17,8 @@ from dsv4_shard.loading.checks import (
     find_manifest,
     rank_files,
 )
-from dsv4_shard.planning.plan_builder import make_plan
-from dsv4_shard.sharding.job import prepare
 from dsv4_shard.sharding.manifest import load_manifest
-from dsv4_shard.sharding.run import reshard
 from dsv4_shard.tensors.header import Header, build_header
-
-
-@pytest.fixture(scope="session")
-def result(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rank files for SGLang, TP 2. Only to be read."""
-    checkpoint, inventory = open_folder(tiny_checkpoint)
-    plan = make_plan(checkpoint, inventory, Request(2, runner="marlin", shared_experts="whole", gpu="h200"))
-    out = tmp_path_factory.mktemp("results") / "out"
-    reshard(prepare(checkpoint, inventory, plan), checkpoint, out)
-    return out
-
-
-@pytest.fixture
-def folder(result: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(result, tmp_path / "out")
 
 
 def check_rank(folder: Path, rank: int) -> dict[str, Header]:

@@ -1,6 +1,5 @@
 """Filling tensors from rank files: the bytes that safetensors reads, each once, and no damage with `verify`."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -8,34 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from support.checkpoints.small import open_folder
 
-from dsv4_shard.engines.deployment import Request
 from dsv4_shard.errors import LoadRefused, ReadFailed
 from dsv4_shard.loading import filling
 from dsv4_shard.loading.parameters import meta_tensor
 from dsv4_shard.loading.rank_files import WrittenFiles
 from dsv4_shard.loading.tasks import PieceOfFile, blocks_of
-from dsv4_shard.planning.plan_builder import make_plan
-from dsv4_shard.sharding.job import prepare
-from dsv4_shard.sharding.run import reshard
 
 RANK = 1
-
-
-@pytest.fixture(scope="module")
-def result(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rank files for SGLang, TP 2, in a file of this rank and one of all ranks. Only to be read."""
-    checkpoint, inventory = open_folder(tiny_checkpoint)
-    plan = make_plan(checkpoint, inventory, Request(2, runner="marlin", shared_experts="whole", gpu="h200"))
-    out = tmp_path_factory.mktemp("results") / "out"
-    reshard(prepare(checkpoint, inventory, plan), checkpoint, out)
-    return out
-
-
-@pytest.fixture
-def folder(result: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(result, tmp_path / "out")
 
 
 def loaded(folder: Path, threads: int = 1, *, verify: bool = True) -> tuple[dict[str, torch.Tensor], int]:

@@ -5,28 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.checkpoints.small import open_folder
 
-from dsv4_shard.engines.deployment import Request
 from dsv4_shard.loading.load import Taker, load
 from dsv4_shard.loading.parameters import meta_tensor
 from dsv4_shard.loading.progress import LoadProgress
 from dsv4_shard.loading.rank_files import WrittenFiles
-from dsv4_shard.planning.plan_builder import make_plan
-from dsv4_shard.sharding.job import prepare
-from dsv4_shard.sharding.run import reshard
 
 TURNED, TAKEN = "lm_head.weight", "model.embed_tokens.weight"
-
-
-@pytest.fixture(scope="module")
-def result(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rank files for SGLang, TP 2. Only to be read."""
-    checkpoint, inventory = open_folder(tiny_checkpoint)
-    plan = make_plan(checkpoint, inventory, Request(2, runner="marlin", shared_experts="whole", gpu="h200"))
-    out = tmp_path_factory.mktemp("results") / "out"
-    reshard(prepare(checkpoint, inventory, plan), checkpoint, out)
-    return out
 
 
 def test_parameters_without_contiguous_memory_and_takers_get_the_same_bytes(result: Path) -> None:

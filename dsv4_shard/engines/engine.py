@@ -65,6 +65,7 @@ class Engine:
         variants: Tables for other families.
         short_title: Name in narrow columns (default: `title`).
         runners, versions, a2a: Names that these options accept; the catalog lists them.
+        failing_versions: Those of `versions` that load a model and then fail; a rule says why.
         other_runners: Further names of runners, which no search tries, since they are not verified.
         serves: Whether it runs a model, rather than only defining a file layout.
         draft_in_model: Whether the engine loads the draft model's blocks together with the target model.
@@ -108,6 +109,7 @@ class Engine:
     short_title: str = ""
     runners: tuple[str, ...] = ()
     versions: tuple[str, ...] = ()
+    failing_versions: tuple[str, ...] = ()
     a2a: tuple[str, ...] = ()
     other_runners: tuple[str, ...] = ()
     serves: bool = True

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from dsv4_shard.catalog.option import fields_of, words_of
-from dsv4_shard.catalog.options import REPLACED_RUNNERS, VLLM_BROKEN_VERSIONS
+from dsv4_shard.catalog.options import REPLACED_RUNNERS
 from dsv4_shard.catalog.rank_ranges import MAX_RANKS
 from dsv4_shard.catalog.request import LEAST_PART, LayoutOptions, Request, Target
 from dsv4_shard.engines import ENGINES, Engine, find_engine
@@ -51,7 +51,7 @@ def _refuse_unknown_version(options: Target, engine: Engine) -> None:
     """Refuse a version that the engine's table does not know; those that load and then fail have a rule."""
     version = getattr(options, "engine_version", None)
     if version is not None and engine.versions and version not in engine.versions:
-        works = [one for one in engine.versions if one not in VLLM_BROKEN_VERSIONS]
+        works = [one for one in engine.versions if one not in engine.failing_versions]
         raise UsageError.about("engine_version", version, f"not supported for {engine.title}",
                                hint=f"Supported: {', '.join(works)}.")  # fmt: skip
 

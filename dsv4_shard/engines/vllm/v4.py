@@ -473,6 +473,7 @@ VLLM = Engine(
     runners=RUNNERS["vllm"],
     other_runners=OTHER_RUNNERS["vllm"],
     versions=VERSIONS["vllm"],
+    failing_versions=VLLM_BROKEN_VERSIONS,
     dp_multiplies=True,
     parallelism=ep_off_or_all,
     bytes_sent=bytes_sent,

@@ -10,7 +10,7 @@ from dsv4_shard.configurations.documents import PlannedDeployment, PlannedPair, 
 from dsv4_shard.engines import FIRST_NODE, Request
 from dsv4_shard.errors import UsageError
 from dsv4_shard.planning import Plan, make_plan, request_of
-from dsv4_shard.text.shell import replace_unquoted
+from dsv4_shard.text.shell import replace_unquoted, shell_word
 from dsv4_shard.version import __version__
 
 PREFILL, DECODE = "prefill", "decode"
@@ -110,7 +110,7 @@ def _pair(prefill: Plan, decode: Plan, notes: tuple[str, ...]) -> PlannedPair:
     is_same = has_same_files(prefill, decode)
     decode_command = _command(decode, DECODE)
     if is_same and prefill.out and decode.out:
-        decode_command = decode_command.replace(decode.out, prefill.out)
+        decode_command = decode_command.replace(shell_word(decode.out), shell_word(prefill.out))
     writes = (prefill.reshard, None if is_same else decode.reshard)
     return PlannedPair(
         same_files=is_same,

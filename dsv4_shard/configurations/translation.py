@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dsv4_shard.catalog.gpus import gpus_called
-from dsv4_shard.catalog.option import names_of
 from dsv4_shard.catalog.options import REPLACED_RUNNERS
-from dsv4_shard.catalog.request import PlanOptions
 from dsv4_shard.configurations.documents import ReadOption, Use
 from dsv4_shard.configurations.meanings import (
     NEUTRAL,
@@ -152,8 +150,6 @@ def _use(option: str, name: str, given: GivenOption, found: Translation) -> None
     value: Any = _number(given.value) if option in _NUMBERS else (given.value or True)
     if value is None:
         found.add(given, Use.UNPLANNED, _UNSET, (option,))
-    elif option not in names_of(PlanOptions):
-        found.add(given, Use.UNPLANNED, "no layout with pipeline stages is planned")
     elif value in _REPLACEMENTS:
         found.values[option] = _REPLACEMENTS[value]
         found.add(given, Use.USED, f"{as_option(option)} {_REPLACEMENTS[value]}: {REPLACED_RUNNERS[value]}")

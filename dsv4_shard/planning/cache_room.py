@@ -15,7 +15,7 @@ _LONGEST = {"--gpu-memory-utilization": "--max-model-len"}
 """Option for the longest session, of engines that stop if it does not fit, by their option for the share of memory."""
 
 
-def share_of(share: float) -> float | None:
+def advised_share(share: float) -> float | None:
     """Return a share rounded up to hundredths; None if it is over `MOST_SHARE`."""
     rounded = -int(-share * 100 // 1) / 100
     return rounded if rounded <= MOST_SHARE else None
@@ -78,7 +78,7 @@ def _stops(rules: MemoryShare, context: Context, weights: int) -> bool:
 
 def _share_for(rules: MemoryShare, context: Context, weights: int) -> float | None:
     """The share that leaves room for a cache whose size is not known; None if none is certain to."""
-    return share_of(rules.share_for(context.deployment.gpu.memory, weights, _UNKNOWN_CACHE))
+    return advised_share(rules.share_for(context.deployment.gpu.memory, weights, _UNKNOWN_CACHE))
 
 
 def _no_share(option: str, share: float) -> str:

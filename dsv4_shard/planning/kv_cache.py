@@ -1,7 +1,7 @@
 """A deployment's weights and GPU → whether a context fits, and with how many sessions (`PlanCache`)."""
 
 from dsv4_shard.engines import Context, engine_for
-from dsv4_shard.planning.cache_room import share_of
+from dsv4_shard.planning.cache_room import advised_share
 from dsv4_shard.planning.memory_documents import PlanCache
 
 
@@ -20,7 +20,7 @@ def plan_cache(context: Context, weights: int) -> PlanCache | None:
     tokens = cache.tokens(room, length)
     tokens = tokens if possible or tokens == 0 else None
     fits = cache.fits(room, length) if possible else False
-    needed = share_of(cache.share_for(memory, weights, cache.pool.needs(length))) if possible else None
+    needed = advised_share(cache.share_for(memory, weights, cache.pool.needs(length))) if possible else None
     shortest = min(length, longest or length, _SHORTEST)
     return PlanCache(
         option=cache.option,
@@ -34,7 +34,7 @@ def plan_cache(context: Context, weights: int) -> PlanCache | None:
         fits=fits,
         certain_session=cache.longest(room.least, min(length, longest or length)) if fits is not True else length,
         share_needed=None if fits else needed,
-        share_least=share_of(cache.share_for(memory, weights, cache.pool.needs(shortest))),
+        share_least=advised_share(cache.share_for(memory, weights, cache.pool.needs(shortest))),
         never_fits=cache.never_fits(memory, weights),
         groups=deployment.world // deployment.attention_tp,
         tokens=tokens,

@@ -1,6 +1,7 @@
 """The fewest GPUs that hold a model: the number is right by brute force, and what was searched is said."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -216,6 +217,26 @@ def test_plan_without_a_layout_lists_rows_and_picks_one(tiny_checkpoint: Path, t
     assert picked["request"]["gpu"] == row["gpu"]
     assert picked["deployment"]["world"] == row["gpus"]
     assert json.loads((tmp_path / "plan.json").read_text())["request"] == picked["request"]
+
+
+def test_gpus_that_are_not_verified_have_a_line_and_rows_with_details(tiny_checkpoint: Path) -> None:
+    kinds = json.loads(run("plan", tiny_checkpoint, "--json").stdout)["kinds"]
+    others = [f"{kind['gpus']} {kind['gpu']}" for kind in kinds if not kind["verified"] and kind["gpus"]]
+    short, long = run("plan", tiny_checkpoint).stdout, run("plan", tiny_checkpoint, "--details").stdout
+    assert f"Not verified, by bytes alone (--details): {', '.join(others)}" in " ".join(short.split())
+    assert "Not verified, by bytes alone" not in long
+    for number, kind in enumerate(kinds, 1):
+        row = re.compile(rf"^ *{number}  {kind['gpu']} ", re.MULTILINE)
+        assert row.search(long), "rows have the numbers of --pick"
+        assert bool(row.search(short)) is kind["verified"]
+
+
+def test_an_engine_without_code_for_the_gpu_is_not_searched(tiny_checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match="has no code for GPUs of AMD"):
+        dsv4_shard.search(tiny_checkpoint, gpus=2, gpu="mi355x", engine="trtllm")
+    found = dsv4_shard.search(tiny_checkpoint, gpus=2, gpu="mi355x")
+    assert not any("TensorRT" in reason for reason in found.unknown)
+    assert {layout.deployment.engine for layout in found.unverified} == {"sglang", "vllm", "reference"}
 
 
 def test_a_row_of_a_search_is_picked_too(tiny_checkpoint: Path) -> None:

@@ -1,6 +1,7 @@
 """What a share reads is what it was reckoned to read, byte by byte, for each kind of cut."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -87,7 +88,10 @@ def test_a_dry_run_says_what_each_node_reads_and_writes_and_a_share_does(model: 
         assert (alone["bytes_read"], alone["shares"]) == (share["bytes_read"], [])
         assert share["bytes"] == sum(alone["files"].values())
         assert share["bytes_used"] < share["bytes_read"] < dry["bytes_read"] <= dry["source_bytes"]
-    shown = " ".join(CliRunner().invoke(app, command).stdout.split())
+    text = CliRunner().invoke(app, command).stdout
+    counts = re.findall(r"^ *(\d+)  \S+\.safetensors ", text, re.MULTILINE)
+    assert sum(map(int, counts)) == sum(name.endswith(".safetensors") for name in dry["files"])
+    shown = " ".join(text.split())
     assert f"reads {size(dry['bytes_read'])} of the checkpoint's {size(dry['source_bytes'])}" in shown
     first = dry["shares"][0]
     others = size(first["bytes_read"] - first["bytes_used"])

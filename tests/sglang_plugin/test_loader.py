@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from support.checkpoints.small import open_folder
+from support.planned_cases import plan_case
 from support.sglang_process import Model, Process, standin
 
 from conformance.cases import CASES, Case
@@ -123,12 +124,8 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], tuple[
     root = tmp_path_factory.mktemp("planned")
 
     def plan(case: Case) -> tuple[Path, str]:
-        source, path = root / case.variant, root / f"{case.name}.json"
-        if not source.exists():
-            write_variant(source, case.variant)
-        checkpoint, inventory = open_folder(source)
-        path.write_text(make_plan(checkpoint, inventory, Request(**case.request)).to_json())
-        return source, json.dumps({"plan": str(path)})
+        source, path = plan_case(root, case)
+        return source, json.dumps({"plan": path})
 
     return plan
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from support.checkpoints.small import open_folder
+from support.planned_cases import plan_case
 from support.vllm_process import Process
 
 from conformance.cases import CASES, Case
@@ -90,12 +91,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Case], tuple[
     root = tmp_path_factory.mktemp("planned")
 
     def plan(case: Case) -> tuple[Path, str]:
-        source, path = root / case.variant, root / f"{case.name}.json"
-        if not source.exists():
-            write_variant(source, case.variant)
-        checkpoint, inventory = open_folder(source)
-        path.write_text(make_plan(checkpoint, inventory, Request(**case.request)).to_json())
-        return source, str(path)
+        return plan_case(root, case)
 
     return plan
 
